@@ -1,0 +1,596 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-net/holdfast/internal/dns"
+)
+
+// Cluster is a set of interchangeable endpoints and the live connections to them.
+// Make one with [New], keep it as long as the endpoints matter, and close it. All
+// methods are safe for concurrent use. Connections and background work begin with
+// the first use.
+type Cluster struct {
+	cfg         Config // with its defaults filled in: 0 means off
+	ownClassify bool   // Classify is the user's
+	source      Resolver
+	tls         *tls.Config
+	dns         dns.Client
+	ctx         context.Context // ends all background work
+	cancel      context.CancelFunc
+	started     sync.Once
+	wg          sync.WaitGroup // every goroutine of the Cluster
+	wake        chan struct{}  // tells run that something is due earlier
+	view        atomic.Pointer[view]
+	stats       counters
+
+	// mu guards the rest, and the parts of Node and Conn that say so. It is never
+	// held across I/O, a wait, or a function of the user; what happens under it
+	// is announced by settle, after it.
+	mu         sync.Mutex
+	nodes      []*Node // in configured order
+	names      []*name // endpoints that must be looked up
+	resolved   bool    // there was a first answer, good or bad
+	resolveErr error   // of the last resolution
+	version    uint64  // of the facts that a view depends on
+	published  uint64  // version of the view
+	panicking  bool
+	open       int // pool slots taken on all nodes
+	dialing    int // of which dials
+	waiting    int // callers in the nodes' queues
+	evicting   int
+	codel      codel
+	sweepAt    time.Duration // clock() of the next look at idle connections
+	outlierAt  time.Duration // clock() of the next outlier sweep
+	draining   bool
+	closed     bool
+	quiet      chan struct{} // closed when the last connection is gone while draining
+	events     events
+}
+
+// New returns a Cluster over the endpoints of a source. It checks everything that
+// can be checked and does no I/O: unreachable endpoints show in the first use, or
+// in [Cluster.WaitReady].
+func New(source Resolver, cfg Config) (*Cluster, error) {
+	own := cfg.Retry.Classify != nil
+	cfg, err := cfg.resolved()
+	if err != nil {
+		return nil, err
+	}
+	if source == nil {
+		return nil, ErrNoEndpoint
+	}
+	c := &Cluster{cfg: cfg, ownClassify: own, source: source, wake: make(chan struct{}, 1)}
+	c.tls = c.baseTLS()
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.view.Store(&view{gone: make(chan struct{})})
+	if fixed, ok := source.(fixed); ok {
+		if err := fixed.check(); err != nil {
+			return nil, err
+		}
+		c.setEndpoints(fixed.endpoints)
+	}
+	return c, nil
+}
+
+// begin starts the background work with the first use.
+func (c *Cluster) begin() {
+	c.started.Do(func() {
+		c.spawn(c.run)
+		if _, ok := c.source.(fixed); !ok {
+			c.spawn(c.watch)
+		}
+	})
+}
+
+// spawn starts a goroutine that Close waits for, unless the Cluster is closed.
+func (c *Cluster) spawn(f func()) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.spawnLocked(f)
+}
+
+func (c *Cluster) spawnLocked(f func()) bool {
+	if c.closed {
+		return false
+	}
+	c.wg.Go(f)
+	return true
+}
+
+// run is the clock of the Cluster: it does what is due and sleeps until the next.
+// All timers of nodes, names, checks and sweeps are its own.
+func (c *Cluster) run() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-timer.C:
+		case <-c.wake:
+		}
+		timer.Reset(c.tick())
+		c.settle()
+	}
+}
+
+// wakeup makes run look again at what is due.
+func (c *Cluster) wakeup() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// tick does what is due and returns how long there is nothing to do.
+func (c *Cluster) tick() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closedLocked() != nil {
+		return time.Hour
+	}
+	now := clock()
+	next := now + time.Hour
+	c.lookupDueLocked(now, &next)
+	for _, n := range c.nodes {
+		n.dueLocked(now, &next)
+	}
+	c.sweepDueLocked(now, &next)
+	c.outlierDueLocked(now, &next)
+	return max(next-now, 0)
+}
+
+// dueLocked does what is due for a node and lowers next to what comes then.
+func (n *Node) dueLocked(now time.Duration, next *time.Duration) {
+	if n.draining {
+		return
+	}
+	if n.retryAt != 0 && due(n.retryAt, now, next) {
+		n.backoffOverLocked("backoff over")
+	}
+	n.readmitDueLocked(now, next)
+	n.checkDueLocked(now, next)
+	n.fillDueLocked(now, next)
+	n.slowStartDueLocked(now, next)
+}
+
+// due reports whether at has come; if not, next is lowered to it.
+func due(at, now time.Duration, next *time.Duration) bool {
+	if at <= now {
+		return true
+	}
+	*next = min(*next, at)
+	return false
+}
+
+// fillDueLocked keeps MinIdle connections ready.
+func (n *Node) fillDueLocked(now time.Duration, next *time.Duration) {
+	want := n.c.cfg.Pool.MinIdle
+	if want == 0 || !n.deriveLocked().usable() || !due(n.fillAt, now, next) {
+		return
+	}
+	for len(n.pool.idle)+n.pool.dialing < want && n.c.mayDialLocked(n) {
+		n.c.dialLocked(n)
+	}
+}
+
+// slowStartDueLocked renews the view while a node's share grows.
+func (n *Node) slowStartDueLocked(now time.Duration, next *time.Duration) {
+	began := time.Duration(n.readmit.Load())
+	if began == 0 {
+		return
+	}
+	window := n.c.cfg.Outlier.SlowStart
+	if now-began >= window {
+		n.readmit.Store(0)
+	} else {
+		*next = min(*next, now+window/10)
+	}
+	n.c.outdatedLocked()
+}
+
+const sweepEvery = time.Second
+
+// sweepDueLocked looks at the connections at rest: the old, the dead and those to
+// be pinged leave the stack.
+func (c *Cluster) sweepDueLocked(now time.Duration, next *time.Duration) {
+	if c.open == 0 && c.cfg.Pool.MinIdle == 0 {
+		return
+	}
+	if !due(c.sweepAt, now, next) {
+		return
+	}
+	c.sweepAt = now + jitter(sweepEvery, 0.2)
+	*next = min(*next, c.sweepAt)
+	for _, n := range c.nodes {
+		if len(n.pool.idle) > 0 && !n.sweeping {
+			n.sweeping = c.spawnLocked(func() {
+				c.sweep(n)
+				c.mu.Lock()
+				n.sweeping = false
+				c.mu.Unlock()
+			})
+		}
+	}
+}
+
+// sweep polls the connections that have rested, one at a time and outside the
+// lock, from the one used longest ago. Those to be pinged follow at the end: that
+// takes a round trip each.
+func (c *Cluster) sweep(n *Node) {
+	var ping []*Conn
+	for i := 0; ; {
+		conn := c.takeRested(n, i)
+		if conn == nil {
+			break
+		}
+		if cause := conn.unfit(clock()); cause != nil {
+			c.closeConn(conn, cause)
+			continue
+		}
+		if c.cfg.Pool.Ping > 0 && clock()-conn.since >= c.cfg.Pool.Ping {
+			ping = append(ping, conn)
+			continue
+		}
+		c.park(conn, conn.since)
+		i++
+	}
+	for _, conn := range ping {
+		if err := c.ping(conn); err != nil {
+			c.closeConn(conn, err)
+			continue
+		}
+		c.giveBack(conn, false)
+	}
+	c.settle()
+}
+
+// takeRested takes the i-th connection at rest, if it has rested for a sweep.
+func (c *Cluster) takeRested(n *Node, i int) *Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	idle := n.pool.idle
+	if i >= len(idle) || clock()-idle[i].since < sweepEvery/2 {
+		return nil
+	}
+	conn := idle[i]
+	n.pool.idle = slices.Delete(idle, i, i+1)
+	return conn
+}
+
+// setEndpoints makes endpoints the whole set: names are kept or begun, nodes are
+// added, kept with their connections, or drained.
+func (c *Cluster) setEndpoints(endpoints []Endpoint) {
+	c.mu.Lock()
+	var names []*name
+	for _, e := range endpoints {
+		i := slices.IndexFunc(c.names, func(n *name) bool { return n.endpoint == e })
+		if i >= 0 {
+			names = append(names, c.names[i])
+		} else {
+			names = append(names, c.newName(e))
+		}
+	}
+	c.names = names
+	c.regroupLocked()
+	c.mu.Unlock()
+	c.settle()
+	c.wakeup()
+}
+
+// maxNodes bounds a set that hostile or broken sources may blow up.
+const maxNodes = 4096
+
+// regroupLocked brings the nodes in line with what the names stand for now.
+func (c *Cluster) regroupLocked() {
+	old := map[string]*Node{}
+	for _, n := range c.nodes {
+		old[n.id] = n
+	}
+	var nodes []*Node
+	seen := map[string]bool{}
+	changed := false
+	c.resolved = len(c.names) > 0
+	for _, name := range c.names {
+		c.resolved = c.resolved && name.answered
+		for _, e := range name.last {
+			id := nodeID(e)
+			if seen[id] || len(nodes) >= maxNodes {
+				continue
+			}
+			seen[id] = true
+			n := old[id]
+			if n == nil {
+				n = c.newNode(e)
+				n.name = name.label()
+				changed = true
+			}
+			changed = n.updateLocked(e) || changed
+			nodes = append(nodes, n)
+			delete(old, id)
+		}
+	}
+	for _, n := range c.nodes { // those that are gone stay until they are empty
+		if old[n.id] == n {
+			changed = changed || !n.draining
+			nodes = append(nodes, n)
+		}
+	}
+	before := c.nodes
+	c.nodes = nodes
+	for _, n := range before {
+		if old[n.id] == n {
+			n.removed = true
+			n.drainLocked("removed")
+			c.forgetLocked(n)
+		}
+	}
+	if len(nodes) > 0 && !c.resolved {
+		c.resolved = slices.ContainsFunc(nodes, func(n *Node) bool { return !n.draining })
+	}
+	if changed {
+		c.emitLocked(Event{Kind: EventResolve, Cause: fmt.Sprintf("%d nodes", len(nodes))})
+	}
+	c.outdatedLocked()
+}
+
+// updateLocked takes over weight and priority of a known address.
+func (n *Node) updateLocked(e Endpoint) (changed bool) {
+	changed = *n.endpoint.Load() != e
+	n.endpoint.Store(&e)
+	n.removed = false
+	if e.Weight < 0 {
+		n.drainLocked("weight")
+	} else if n.draining {
+		n.draining = false
+		n.changedLocked("weight", nil)
+	}
+	return changed
+}
+
+// drainLocked ends new use of a node: its waiters go elsewhere, connections at
+// rest close, those in use close when they come back.
+func (n *Node) drainLocked(cause string) {
+	if n.draining {
+		return
+	}
+	n.draining = true
+	n.changedLocked(cause, nil)
+	n.turnAwayLocked(errUnwanted)
+	n.closeIdleLocked(errUnwanted)
+}
+
+// turnAwayLocked sends those who wait for the node to another one.
+func (n *Node) turnAwayLocked(reason error) {
+	for len(n.pool.waiters) > 0 {
+		t := n.pool.waiters[0]
+		n.c.removeWaiterLocked(n, 0)
+		t.deliver(nil, &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Endpoint: n.Endpoint(), Node: n.String(), Err: reason})
+	}
+}
+
+// closeIdleLocked closes the node's connections at rest.
+func (n *Node) closeIdleLocked(cause error) {
+	idle := n.pool.idle
+	n.pool.idle = nil
+	if len(idle) == 0 {
+		return
+	}
+	n.c.spawnLocked(func() {
+		for _, conn := range idle {
+			n.c.closeConn(conn, cause)
+		}
+	})
+}
+
+// forgetLocked drops a drained node that nobody holds.
+func (c *Cluster) forgetLocked(n *Node) {
+	if !n.removed || len(n.conns) > 0 || n.pool.open > 0 {
+		return
+	}
+	c.nodes = slices.DeleteFunc(slices.Clone(c.nodes), func(o *Node) bool { return o == n })
+}
+
+// closedLocked is ErrClosed or ErrDraining once new use is refused.
+func (c *Cluster) closedLocked() error {
+	switch {
+	case c.closed:
+		return ErrClosed
+	case c.draining:
+		return ErrDraining
+	}
+	return nil
+}
+
+func (c *Cluster) closedNow() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.closedLocked(); err != nil {
+		return &Error{Phase: PhaseAcquire, Class: ClassClosed, Err: err}
+	}
+	return nil
+}
+
+// waitResolved waits for the first answer about the endpoints' addresses.
+func (c *Cluster) waitResolved(ctx context.Context) error {
+	c.begin()
+	for {
+		v := c.view.Load()
+		if v.resolved {
+			return c.closedNow()
+		}
+		select {
+		case <-v.gone:
+		case <-ctx.Done():
+			cause := context.Cause(ctx)
+			return &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(cause), Err: cause}
+		case <-c.ctx.Done():
+			return c.closedNow()
+		}
+	}
+}
+
+// waitUsable waits until some node may be picked, for as long as a backoff can
+// last, and reports whether ctx still lives.
+func (c *Cluster) waitUsable(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Backoff.Max*2, errWaitedLong)
+	defer cancel()
+	for {
+		v := c.view.Load()
+		if len(v.tiers) > 0 || c.closedNow() != nil {
+			return true
+		}
+		select {
+		case <-v.gone:
+		case <-ctx.Done():
+			return context.Cause(ctx) == errWaitedLong
+		case <-c.ctx.Done():
+			return true
+		}
+	}
+}
+
+var errWaitedLong = errors.New("holdfast: no node came back")
+
+// WaitReady returns when one connection is established and handshaken, which it
+// leaves in the pool. It tries again until ctx ends or an error is [Permanent].
+func (c *Cluster) WaitReady(ctx context.Context) error {
+	for {
+		conn, _, err := c.acquire(ctx, nil)
+		if err == nil {
+			conn.Release()
+			return nil
+		}
+		if ctx.Err() != nil || has(err, permanent) || errors.Is(err, ErrClosed) || errors.Is(err, ErrDraining) {
+			return err
+		}
+		if !sleep(ctx, c.cfg.Retry.Backoff.delay(4)) || !c.waitUsable(ctx) {
+			return err
+		}
+	}
+}
+
+// ResetBackoff lets every node be dialed at once: the network is back.
+func (c *Cluster) ResetBackoff() {
+	c.mu.Lock()
+	for _, n := range c.nodes {
+		n.failures = 0
+		n.fillAt = 0
+		if n.retryAt != 0 {
+			n.backoffOverLocked("reset")
+		}
+	}
+	c.mu.Unlock()
+	c.settle()
+	c.wakeup()
+}
+
+// Refresh looks all names up again now. With spread > 0 it also replaces every
+// pooled connection at a random moment within spread, so that a changed password
+// or a moved service is met without a stampede.
+func (c *Cluster) Refresh(spread time.Duration) {
+	c.begin()
+	c.mu.Lock()
+	for _, name := range c.names {
+		name.due = 0
+	}
+	if spread > 0 {
+		for _, n := range c.nodes {
+			for conn := range n.conns {
+				conn.expires.Store(int64(clock() + time.Duration(rand.Int64N(int64(spread)))))
+			}
+		}
+	}
+	c.mu.Unlock()
+	c.wakeup()
+}
+
+// Shutdown ends the Cluster in peace: new use gets [ErrDraining], callers that
+// wait get it too, connections at rest close, those in use close when they come
+// back. When the last is gone, or ctx ends, the rest is cut as by Close. The error
+// is ctx's if something had to be cut.
+func (c *Cluster) Shutdown(ctx context.Context) error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return c.Close()
+	}
+	if !c.draining {
+		c.draining = true
+		c.quiet = make(chan struct{})
+		for _, n := range slices.Clone(c.nodes) {
+			n.closeIdleLocked(ErrDraining)
+			n.refuseLocked(ErrDraining)
+		}
+	}
+	c.quietLocked()
+	quiet := c.quiet
+	c.outdatedLocked()
+	c.mu.Unlock()
+	c.settle()
+
+	var err error
+	select {
+	case <-quiet:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-c.ctx.Done():
+	}
+	return errors.Join(err, c.Close())
+}
+
+// refuseLocked fails those who wait for the node: there is nowhere else to go.
+func (n *Node) refuseLocked(reason error) {
+	for len(n.pool.waiters) > 0 {
+		t := n.pool.waiters[0]
+		n.c.removeWaiterLocked(n, 0)
+		t.deliver(nil, &Error{Phase: PhaseAcquire, Class: ClassClosed, Endpoint: n.Endpoint(), Node: n.String(), Err: reason})
+	}
+}
+
+// quietLocked tells Shutdown when nothing is left.
+func (c *Cluster) quietLocked() {
+	if c.quiet == nil || c.dialing > 0 || slices.ContainsFunc(c.nodes, func(n *Node) bool { return len(n.conns) > 0 }) {
+		return
+	}
+	select {
+	case <-c.quiet:
+	default:
+		close(c.quiet)
+	}
+}
+
+// Close cuts every connection, whoever holds it, ends the background work and
+// waits for it. Closing twice is harmless.
+func (c *Cluster) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	var conns []*Conn
+	for _, n := range c.nodes {
+		for conn := range n.conns {
+			conns = append(conns, conn)
+		}
+		n.refuseLocked(ErrClosed)
+	}
+	c.outdatedLocked()
+	c.mu.Unlock()
+	c.cancel()
+	for _, conn := range conns {
+		if conn.holds.Load() {
+			conn.fail(PhaseUse, ErrClosed) // no goodbye: its holder may be writing
+		}
+		c.closeConn(conn, ErrClosed)
+	}
+	c.wg.Wait()
+	c.settle()
+	return nil
+}

@@ -1,0 +1,281 @@
+package holdfast
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/holdfast-net/holdfast/internal/certs"
+)
+
+// connect makes a connection to one node and keeps the node's books: backoff,
+// health, statistics. Pooled or not, every connection comes from here.
+func (c *Cluster) connect(ctx context.Context, n *Node, handshake func(context.Context, *Conn) error) (*Conn, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(c.ctx, func() { cancel(ErrClosed) })()
+
+	start := clock()
+	conn, err := c.dial(ctx, n, handshake)
+	took := clock() - start
+	n.totals.dials.Add(1)
+	event := Event{Kind: EventDial, Node: n, Duration: took}
+	if err == nil {
+		n.dialTimes.Record(took)
+		err = c.adopt(conn, event)
+	}
+	if err != nil {
+		return nil, c.connectFailed(ctx, n, err, event)
+	}
+	c.settle()
+	return conn, nil
+}
+
+// adopt enters a new connection in the books, unless the Cluster was closed.
+func (c *Cluster) adopt(conn *Conn, event Event) error {
+	n := conn.node
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		conn.raw.Close()
+		return &Error{Phase: PhaseDial, Class: ClassClosed, Endpoint: n.Endpoint(), Node: n.String(), Err: ErrClosed}
+	}
+	event.Attempt = n.failures + 1
+	c.emitLocked(event)
+	n.conns[conn] = struct{}{}
+	n.pool.unproven = false
+	n.connectedLocked()
+	return nil
+}
+
+// connectFailed blames the node, unless the caller gave up or this host is at
+// fault, and returns the error.
+func (c *Cluster) connectFailed(ctx context.Context, n *Node, err error, event Event) error {
+	var e *Error
+	errors.As(err, &e)
+	if cause := context.Cause(ctx); errors.Is(cause, ErrClosed) || errors.Is(cause, context.Canceled) {
+		e.Err, e.Class = cause, c.cfg.Retry.Classify(cause)
+	}
+	n.totals.dialFailures.Add(1)
+	event.Err = e
+	c.mu.Lock()
+	event.Attempt = n.failures + 1
+	if !e.Class.local() {
+		n.connectFailedLocked(e)
+	}
+	c.emitLocked(event)
+	c.mu.Unlock()
+	n.report(-1, e)
+	c.settle()
+	return e
+}
+
+// dial is the attempt itself: socket, TLS, handshakes.
+func (c *Cluster) dial(ctx context.Context, n *Node, handshake func(context.Context, *Conn) error) (*Conn, error) {
+	raw, err := c.dialSocket(ctx, n)
+	if err != nil {
+		return nil, n.dialError(PhaseDial, err)
+	}
+	conn := n.newConn(raw)
+	if err := conn.shake(ctx, handshake); err != nil {
+		raw.Close()
+		return nil, n.dialError(PhaseHandshake, err)
+	}
+	return conn, nil
+}
+
+func (n *Node) dialError(phase Phase, err error) *Error {
+	return &Error{Phase: phase, Class: n.c.cfg.Retry.Classify(err), Endpoint: n.Endpoint(), Node: n.String(), Err: err}
+}
+
+func (c *Cluster) dialSocket(ctx context.Context, n *Node) (net.Conn, error) {
+	ctx, cancel := limit(ctx, c.cfg.Timeouts.Dial)
+	defer cancel()
+	if c.cfg.Dial != nil {
+		return guarded(func() (net.Conn, error) { return c.cfg.Dial(ctx, n.network, n.addr) })
+	}
+	options := c.cfg.Socket.options()
+	d := net.Dialer{Control: options.Control, KeepAlive: -1, FallbackDelay: -1}
+	raw, err := d.DialContext(ctx, n.network, n.addr)
+	if err != nil {
+		return nil, err
+	}
+	if raw.LocalAddr().String() == raw.RemoteAddr().String() && n.network == "tcp" {
+		raw.Close() // a port of ours that nobody listened on: the kernel connected it to itself
+		return nil, &net.OpError{Op: "dial", Net: n.network, Addr: raw.RemoteAddr(), Err: syscall.ECONNREFUSED}
+	}
+	if err := options.Apply(raw); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return raw, nil
+}
+
+// limit bounds ctx by d; 0 leaves it as it is.
+func limit(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, d)
+}
+
+// shake does TLS, Config.Handshake and the caller's own handshake within one
+// absolute limit, so that a peer that feeds it a byte at a time gains nothing.
+func (conn *Conn) shake(ctx context.Context, own func(context.Context, *Conn) error) error {
+	n, cfg := conn.node, &conn.node.c.cfg
+	if !n.Endpoint().TLS && cfg.Handshake == nil && own == nil {
+		return nil
+	}
+	ctx, cancel := limit(ctx, cfg.Timeouts.Handshake)
+	defer cancel()
+	end, _ := ctx.Deadline()
+	conn.limits.set(0, 0, end)
+	conn.nc.SetDeadline(end)
+	stop := conn.watch(ctx)
+	err := conn.shakeHands(ctx, own)
+	if stop() {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	if err != nil {
+		return err
+	}
+	conn.greeted = conn.read.Load()
+	conn.limits.set(0, 0, time.Time{})
+	return conn.nc.SetDeadline(time.Time{})
+}
+
+func (conn *Conn) shakeHands(ctx context.Context, own func(context.Context, *Conn) error) error {
+	n := conn.node
+	if e := n.Endpoint(); e.TLS {
+		tc := tls.Client(&belowTLS{Conn: conn.raw, conn: conn}, n.c.tlsConfig(e))
+		conn.nc = tc
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return err
+		}
+	}
+	for _, f := range []func(context.Context, *Conn) error{n.c.cfg.Handshake, own} {
+		if f == nil {
+			continue
+		}
+		if _, err := guarded(func() (struct{}, error) { return struct{}{}, f(ctx, conn) }); err != nil {
+			return err
+		}
+	}
+	if f := conn.failed.Load(); f != nil {
+		return f.err // a handshake that hides its error leaves the stream in an unknown place
+	}
+	return nil
+}
+
+// baseTLS fills in what the user's configuration leaves open.
+func (c *Cluster) baseTLS() *tls.Config {
+	cfg := &tls.Config{}
+	if c.cfg.TLS != nil {
+		cfg = c.cfg.TLS.Clone()
+	}
+	certs.Safe(cfg)
+	if cfg.ClientSessionCache == nil {
+		cfg.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+	}
+	return cfg
+}
+
+func (c *Cluster) tlsConfig(e Endpoint) *tls.Config {
+	cfg := c.tls
+	if cfg.ServerName != "" && e.ServerName == "" {
+		return cfg
+	}
+	cfg = cfg.Clone()
+	cfg.ServerName = e.serverName()
+	return cfg
+}
+
+// guarded turns a panic of the user's function into an error: it runs in a
+// goroutine of ours, where a panic would end the process.
+func guarded[T any](f func() (T, error)) (v T, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("holdfast: panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	return f()
+}
+
+// DialContext returns a new connection for a driver that keeps its own: plug it
+// in wherever a func(ctx, network, addr) is wanted. It makes one pass over the
+// nodes, staggered, without sleeping or repeating: drivers retry by themselves.
+//
+// An addr equal to a node's resolved address dials that node, as drivers do to
+// cancel a request; any other addr, and network, only name the cluster. Use
+// [Cluster.DialAddr] when addr itself is meant. The connection counts as load of
+// its node until it is closed, and is cut by Close of the Cluster.
+func (c *Cluster) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	if err := c.waitResolved(ctx); err != nil {
+		return nil, err
+	}
+	if n := c.nodeAt(addr); n != nil {
+		return c.dialOwned(ctx, n)
+	}
+	conn, failed, err := c.race(ctx, nil, c.dialTry)
+	if err != nil {
+		return nil, err
+	}
+	c.stats.hidden.Add(uint64(len(failed)))
+	return conn, nil
+}
+
+// DialAddr connects to addr itself, a host:port or any address of
+// [ParseEndpoint], with this Cluster's resolving, staggering, TLS and socket
+// options, but without choosing among its endpoints: for protocols that name
+// their nodes, such as Kafka or Redis Cluster. network is "tcp", "unix" or "udp".
+func (c *Cluster) DialAddr(ctx context.Context, network, addr string) (net.Conn, error) {
+	e, err := ParseEndpoint(addr)
+	if err != nil {
+		return nil, err
+	}
+	if e.Network == "tcp" && network != "" {
+		e.Network = network
+	}
+	c.begin()
+	if err := c.closedNow(); err != nil {
+		return nil, err
+	}
+	resolved, _, err := c.lookup(ctx, e)
+	if err != nil {
+		return nil, &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(err), Endpoint: e, Err: err}
+	}
+	nodes := make([]*Node, 0, len(resolved))
+	for _, e := range resolved {
+		nodes = append(nodes, c.foreignNode(e))
+	}
+	conn, err := c.raceAmong(ctx, nodes, c.dialTry)
+	if err != nil {
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (c *Cluster) dialOwned(ctx context.Context, n *Node) (net.Conn, error) {
+	n.inflight.Add(1)
+	lease := Lease{n}
+	conn, err := lease.Dial(ctx, nil)
+	if err != nil {
+		lease.Done()
+		return nil, err
+	}
+	conn.hold(lease)
+	return conn, nil
+}
+
+// hold gives the connection the lease of its holder.
+func (conn *Conn) hold(l Lease) {
+	conn.lease = l
+	conn.since = clock()
+	conn.start = conn.written.Load()
+	conn.holds.Store(true)
+}

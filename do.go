@@ -1,0 +1,277 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// Safety says whether an operation may run twice. There is no default: replaying
+// must be typed.
+type Safety uint8
+
+const (
+	Unsafe     Safety = iota // once a byte is written, never again
+	Idempotent               // running it twice does no harm
+)
+
+// Do runs fn on a pooled connection, and again on another node when it failed in
+// a way that is safe to repeat and worth repeating:
+//
+//   - nothing could be dialed, or nothing was written: always;
+//   - something was written and the connection broke or timed out: only if s is
+//     [Idempotent];
+//   - the error is marked [Unprocessed]: always;
+//   - any other error of fn is its own: never.
+//
+// At most Retry.Attempts runs are made, each on a node this call has not tried as
+// long as there is one, paid from Retry.Budget and after Retry.Backoff; the first
+// failover with nothing written is immediate and free.
+//
+// When fn returns nil the connection is released. After any error it is closed,
+// unless the error is marked [Reusable]. While fn runs, the end of ctx makes its
+// reads and writes fail, as do Timeouts.Read and Timeouts.Write. fn must not keep
+// the connection. If fn panics, the connection is closed and the panic goes on.
+//
+// The returned error is fn's own when it was marked Reusable, else an [*Error].
+func (c *Cluster) Do(ctx context.Context, s Safety, fn func(ctx context.Context, conn *Conn) error) error {
+	op := operation{c: c, ctx: ctx, safety: s}
+	c.cfg.Retry.Budget.deposit()
+	c.stats.operations.Add(1)
+	start := clock()
+	for {
+		op.attempt++
+		err := op.run(fn)
+		if err == nil || !op.again(err) {
+			return op.finish(start)
+		}
+	}
+}
+
+// operation is the state of one Do.
+type operation struct {
+	c       *Cluster
+	ctx     context.Context
+	safety  Safety
+	attempt int
+	tried   []*Node  // nodes that failed this operation
+	failed  []*Error // what failed, oldest first; at most maxStory
+	hidden  int      // failures that will not matter if the operation succeeds
+	free    bool     // the one retry that costs nothing was used
+	result  error    // what Do returns
+}
+
+// maxStory bounds how many failures an error remembers.
+const maxStory = 64
+
+// run makes one attempt.
+func (op *operation) run(fn func(context.Context, *Conn) error) error {
+	ctx, cancel := limit(op.ctx, op.c.cfg.Retry.PerTry)
+	defer cancel()
+	conn, failed, err := op.c.acquire(ctx, op.tried)
+	if len(op.tried) > 0 && errors.Is(err, ErrNoEndpoint) {
+		op.tried = op.tried[:0] // all were tried: the pass begins anew
+		conn, failed, err = op.c.acquire(ctx, nil)
+	}
+	op.tried = append(op.tried, failed...)
+	op.hidden += len(failed)
+	if err == nil {
+		err = op.use(ctx, conn, fn)
+	}
+	op.result = err
+	return err
+}
+
+// use lends the connection to fn and takes it back.
+func (op *operation) use(ctx context.Context, conn *Conn, fn func(context.Context, *Conn) error) (err error) {
+	t := &op.c.cfg.Timeouts
+	end, _ := ctx.Deadline()
+	conn.limits.set(t.Read, t.Write, end)
+	if !end.IsZero() {
+		conn.nc.SetDeadline(end)
+	}
+	stop := conn.watch(ctx)
+	returned := false
+	defer func() {
+		stop()
+		if !returned {
+			err = errPanicked
+		}
+		err = op.giveBack(ctx, conn, err)
+	}()
+	err = fn(ctx, conn)
+	returned = true
+	return err
+}
+
+var errPanicked = errors.New("holdfast: the operation panicked")
+
+// giveBack settles the accounts of one use: statistics, health, the connection.
+// It returns the error as the caller will see it.
+func (op *operation) giveBack(ctx context.Context, conn *Conn, err error) error {
+	c, took := op.c, clock()-conn.since
+	good := err == nil || has(err, reusable)
+	switch {
+	case good:
+		conn.uses++
+		conn.lease.Report(took, nil)
+		var m *marked
+		if errors.As(err, &m) && error(m) == err {
+			err = m.err
+		}
+	default:
+		e := op.describe(ctx, conn, err)
+		conn.lease.Report(took, e)
+		op.tried = append(op.tried, conn.node)
+		op.hidden++
+		err = e
+	}
+	if conn.holds.CompareAndSwap(true, false) { // else fn closed it
+		conn.lease.Done()
+		c.giveBack(conn, !good)
+	}
+	return err
+}
+
+// describe makes the error of a use: what fn says, with what its connection saw.
+func (op *operation) describe(ctx context.Context, conn *Conn, err error) *Error {
+	n := conn.node
+	e := &Error{Phase: PhaseUse, Endpoint: n.Endpoint(), Node: n.String(), Attempt: op.attempt,
+		Written: conn.written.Load() - conn.start, Reused: conn.uses > 0, Err: err}
+	classify := op.c.cfg.Retry.Classify
+	if f := conn.failed.Load(); f != nil {
+		e.Phase = f.phase
+		if e.Class = classify(err); e.Class == ClassOther {
+			e.Class = classify(f.err)
+		}
+	} else if op.c.ownClassify {
+		e.Class = classify(err) // else the connection is sound and the error fn's own: ClassOther
+	}
+	if cause := ended(ctx); cause != nil {
+		e.Class = classify(cause)
+		e.Err = errors.Join(cause, err)
+	}
+	if has(err, unprocessed) {
+		e.Class = ClassUnprocessed
+	}
+	return e
+}
+
+// ended is the cause of ctx's end. A deadline that has passed counts even if the
+// context's own timer is late: the connection's was first.
+func ended(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
+		return context.DeadlineExceeded
+	}
+	return nil
+}
+
+// again decides whether to try again, and waits until it is time. It leaves the
+// error to return in op.result.
+func (op *operation) again(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) || error(e) != err {
+		return false // fn's own error, marked Reusable
+	}
+	worthwhile := op.worthwhile(e)
+	op.note(e)
+	if !worthwhile || op.attempt >= op.c.cfg.Retry.Attempts {
+		return false
+	}
+	unsent := e.Written == 0
+	if unsent && !op.free {
+		op.free = true
+	} else if !op.c.cfg.Retry.Budget.withdraw() {
+		op.c.stats.budgetDenied.Add(1)
+		e.Err = errors.Join(ErrRetryBudget, e.Err)
+		return false
+	}
+	return op.pause(e, unsent && op.attempt == 1 && e.Phase > PhaseHandshake)
+}
+
+// note adds a failed attempt to the story of the operation: the error to return
+// is this attempt's, and the ones before are in its Tried.
+func (op *operation) note(e *Error) {
+	e.Attempt = op.attempt
+	for _, t := range e.Tried {
+		t.Attempt = op.attempt
+	}
+	now := append(slices.Clone(e.Tried), &Error{e.Phase, e.Class, e.Endpoint, e.Node, e.Attempt, e.Written, e.Reused, nil, e.Err})
+	e.Tried = append(slices.Clone(op.failed), e.Tried...)
+	op.failed = append(op.failed, now...)
+	op.failed = op.failed[max(0, len(op.failed)-maxStory):]
+	op.result = e
+}
+
+// worthwhile reports whether the failure may be repeated and could go better.
+func (op *operation) worthwhile(e *Error) bool {
+	switch {
+	case has(e, permanent), op.ctx.Err() != nil:
+		return false
+	case e.Class == ClassUnprocessed:
+		return true
+	case e.Written > 0 && op.safety != Idempotent:
+		return false
+	case e.Class == ClassExhausted: // by PerTry: another node may have room
+		return errors.Is(e, context.DeadlineExceeded)
+	}
+	return e.Class.Transient() || slices.ContainsFunc(e.Tried, func(t *Error) bool { return t.Class.Transient() })
+}
+
+// pause waits before the next attempt: the backoff, and when there is no usable
+// node until one may be dialed again.
+func (op *operation) pause(e *Error, immediate bool) bool {
+	c := op.c
+	wait := time.Duration(0)
+	if !immediate {
+		wait = c.cfg.Retry.Backoff.delay(op.attempt - 1)
+	}
+	c.stats.retries.Add(1)
+	c.emit(Event{Kind: EventRetry, Attempt: op.attempt + 1, Duration: wait, Err: e})
+	if wait > 0 && !sleep(op.ctx, wait) {
+		return op.gaveUp(e)
+	}
+	if !c.waitUsable(op.ctx) {
+		return op.gaveUp(e)
+	}
+	return true
+}
+
+// gaveUp adds to the error that the context ended while waiting.
+func (op *operation) gaveUp(e *Error) bool {
+	if cause := context.Cause(op.ctx); cause != nil {
+		e.Err = errors.Join(cause, e.Err)
+		e.Class = op.c.cfg.Retry.Classify(cause)
+	}
+	return false
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// finish counts the operation and returns its result.
+func (op *operation) finish(start time.Duration) error {
+	s := &op.c.stats
+	s.latency.Record(clock() - start)
+	if op.result != nil {
+		s.failures.Add(1)
+		return op.result
+	}
+	s.successes.Add(1)
+	if op.hidden > 0 {
+		s.hidden.Add(uint64(op.hidden))
+	}
+	return nil
+}

@@ -1,0 +1,262 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// name is an endpoint and what it stands for: the addresses of the last good
+// answer, or the endpoint itself when it is an address already.
+type name struct {
+	endpoint Endpoint
+	literal  bool
+	last     []Endpoint
+	answered bool // there was an answer, good or bad
+	failures int
+	asking   bool
+	asked    time.Duration // clock() of the last question
+	due      time.Duration // clock() of the next; never when Names.Refresh is off
+}
+
+const (
+	lookupLimit = 30 * time.Second // one lookup, gRPC's limit
+	lookupFloor = 5 * time.Second  // between two lookups of a name
+	maxLookups  = 16               // at once
+	never       = time.Duration(1<<63 - 1)
+)
+
+// newName begins a name. With a dialer of the user's own, hosts are passed on as
+// they are; only SRV names must become hosts.
+func (c *Cluster) newName(e Endpoint) *name {
+	passOn := c.cfg.Dial != nil && c.cfg.Names.Lookup == nil && e.Network != "srv"
+	if passOn || !e.isName() {
+		return &name{endpoint: e, literal: true, last: []Endpoint{e}, answered: true}
+	}
+	return &name{endpoint: e}
+}
+
+// label is the name as it stands in a node, "" for an address.
+func (n *name) label() string {
+	if n.literal {
+		return ""
+	}
+	return n.endpoint.Addr
+}
+
+func (c *Cluster) lookupDueLocked(now time.Duration, next *time.Duration) {
+	asking := 0
+	for _, n := range c.names {
+		if n.asking {
+			asking++
+		}
+	}
+	for _, n := range c.names {
+		if n.literal || n.asking || asking >= maxLookups || !due(n.due, now, next) {
+			continue
+		}
+		asking++
+		n.asking = c.spawnLocked(func() { c.ask(n) })
+	}
+}
+
+// ask looks a name up and takes the answer into the set.
+func (c *Cluster) ask(n *name) {
+	ctx, cancel := context.WithTimeout(c.ctx, lookupLimit)
+	defer cancel()
+	found, ttl, err := c.lookup(ctx, n.endpoint)
+
+	c.mu.Lock()
+	n.asking, n.answered, n.asked = false, true, clock()
+	if err != nil {
+		n.failures++
+		n.due = n.asked + max(time.Second, c.cfg.Backoff.delay(n.failures-1))
+		c.resolveErr = &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(err), Endpoint: n.endpoint, Err: err}
+		c.emitLocked(Event{Kind: EventResolve, Cause: n.endpoint.String(), Attempt: n.failures, Err: c.resolveErr})
+	} else {
+		n.failures = 0
+		n.last = found
+		n.due = c.nextLookup(n.asked, ttl)
+		c.resolveErr = nil
+	}
+	c.regroupLocked()
+	c.mu.Unlock()
+	c.settle()
+	c.wakeup()
+}
+
+// nextLookup is when an answer is asked for again: a refresh interval later, or
+// after its TTL if that is shorter, ±20 %.
+func (c *Cluster) nextLookup(now, ttl time.Duration) time.Duration {
+	every := c.cfg.Names.Refresh
+	if every == 0 {
+		return never
+	}
+	if ttl > 0 {
+		every = min(every, max(ttl, lookupFloor))
+	}
+	return now + jitter(every, 0.2)
+}
+
+// relookupLocked asks again soon: nodes fail, so perhaps they have moved.
+func (c *Cluster) relookupLocked() {
+	for _, n := range c.names {
+		n.due = min(n.due, n.asked+lookupFloor)
+	}
+	c.wakeup()
+}
+
+// lookup turns an endpoint into endpoints that can be dialed as they are.
+func (c *Cluster) lookup(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error) {
+	if f := c.cfg.Names.Lookup; f != nil && e.isName() {
+		return c.lookupOwn(ctx, e)
+	}
+	switch {
+	case e.Network == "srv":
+		return c.lookupSRV(ctx, e)
+	case e.isName() && c.cfg.Dial == nil:
+		return c.lookupHost(ctx, e)
+	}
+	return []Endpoint{e}, 0, nil
+}
+
+// lookupOwn asks the user's function and refuses what cannot be dialed.
+func (c *Cluster) lookupOwn(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error) {
+	var ttl time.Duration
+	found, err := guarded(func() (found []Endpoint, err error) {
+		found, ttl, err = c.cfg.Names.Lookup(ctx, e)
+		return found, err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	var errs []error
+	good := slices.DeleteFunc(slices.Clone(found), func(e Endpoint) bool {
+		err := e.check()
+		errs = append(errs, err)
+		return err != nil
+	})
+	if len(good) == 0 {
+		return nil, 0, errors.Join(append(errs, &net.DNSError{Err: "no addresses", Name: e.Addr, IsNotFound: true})...)
+	}
+	return good, ttl, nil
+}
+
+func (c *Cluster) lookupHost(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error) {
+	host, port, err := net.SplitHostPort(e.Addr)
+	if err != nil {
+		return nil, 0, err
+	}
+	addrs, ttl, err := c.dns.LookupIP(ctx, host)
+	if err != nil {
+		return nil, 0, err
+	}
+	if e.ServerName == "" {
+		e.ServerName = host
+	}
+	found := make([]Endpoint, 0, len(addrs))
+	for _, a := range addrs {
+		e.Addr = net.JoinHostPort(a.String(), port)
+		found = append(found, e)
+	}
+	return found, ttl, nil
+}
+
+// lookupSRV asks for the services and then for their hosts. The record's priority
+// ranks below the endpoint's own; a record's weight of 0, "hardly ever", becomes
+// 1. One host that cannot be found does not spoil the others.
+func (c *Cluster) lookupSRV(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error) {
+	records, ttl, err := c.dns.LookupSRV(ctx, e.Addr)
+	if err != nil {
+		return nil, 0, err
+	}
+	var (
+		wg   sync.WaitGroup
+		each = make([][]Endpoint, len(records))
+		errs = make([]error, len(records))
+	)
+	for i, r := range records {
+		target := e
+		target.Network = srvNetwork(e.Addr)
+		target.Addr = net.JoinHostPort(strings.TrimSuffix(r.Target, "."), strconv.Itoa(int(r.Port)))
+		target.Priority = e.Priority<<16 + int(r.Priority)
+		if e.Weight >= 0 {
+			target.Weight = max(1, int(r.Weight))
+		}
+		wg.Go(func() { each[i], _, errs[i] = c.lookup(ctx, target) })
+	}
+	wg.Wait()
+	found := slices.Concat(each...)
+	if len(found) == 0 {
+		return nil, 0, fmt.Errorf("no host of %s was found: %w", e, errors.Join(errs...))
+	}
+	return found, ttl, nil
+}
+
+func srvNetwork(name string) string {
+	if strings.Contains(name, "._udp.") {
+		return "udp"
+	}
+	return "tcp"
+}
+
+func parseIP(host string) netip.Addr {
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Unmap()
+}
+
+// sameFamily returns the other nodes of the node's name with its address family.
+func (c *Cluster) sameFamily(of *Node) []*Node {
+	if of.name == "" {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var same []*Node
+	for _, n := range c.nodes {
+		if n != of && n.name == of.name && n.v6 == of.v6 {
+			same = append(same, n)
+		}
+	}
+	return same
+}
+
+// nodeAt returns the node whose resolved address is addr.
+func (c *Cluster) nodeAt(addr string) *Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range c.nodes {
+		if n.addr == addr && !n.draining {
+			return n
+		}
+	}
+	return nil
+}
+
+// foreignNode is the node of an address: one of the set, or one outside it that
+// lives as long as its connections.
+func (c *Cluster) foreignNode(e Endpoint) *Node {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	id := nodeID(e)
+	for _, n := range c.nodes {
+		if n.id == id {
+			return n
+		}
+	}
+	n := c.newNode(e)
+	n.draining, n.removed = true, true
+	n.state = StateDraining
+	c.nodes = append(slices.Clone(c.nodes), n)
+	return n
+}

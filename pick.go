@@ -1,0 +1,221 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// Lease is the right to use one node, counted in its load from [Cluster.Pick] to
+// Done. It is a value: hand it on, but call Done once.
+type Lease struct{ n *Node }
+
+// Pick chooses a node that is not in tried. It never blocks, resolves or dials:
+// before the first resolution is over, and while no node is usable, the error
+// matches [ErrNoEndpoint] and joins what is known of every node. key is for
+// policies that hash.
+//
+// Everything else here stands on Pick: what you build on it shares the balancing,
+// the ejection and the statistics.
+func (c *Cluster) Pick(key uint64, tried []*Node) (Lease, error) {
+	c.begin()
+	v := c.view.Load()
+	for _, pick := range v.tiers {
+		n := pick(key, tried)
+		if n != nil && !slices.Contains(tried, n) {
+			n.inflight.Add(1)
+			return Lease{n}, nil
+		}
+	}
+	return Lease{}, c.noNode(tried)
+}
+
+// Node returns the chosen node.
+func (l Lease) Node() *Node { return l.n }
+
+// Dial connects to the node: the connection, TLS, Config.Handshake, then
+// handshake if it is not nil, within Config.Timeouts and ctx. A failure counts
+// against the node and starts its backoff. The connection is the caller's and not
+// pooled; it must be closed. Dial does not end the lease.
+func (l Lease) Dial(ctx context.Context, handshake func(context.Context, *Conn) error) (*Conn, error) {
+	return l.n.c.connect(ctx, l.n, handshake)
+}
+
+// Report tells how the node fared: d feeds its latency unless it is negative, err
+// its health. Call it any number of times. Cancellations and failures of this
+// host are not held against the node.
+func (l Lease) Report(d time.Duration, err error) { l.n.report(d, err) }
+
+// Done ends the lease.
+func (l Lease) Done() {
+	if l.n.inflight.Add(-1) < 0 {
+		panic("holdfast: Lease.Done called twice")
+	}
+}
+
+// view is what Pick reads: an immutable snapshot of the usable nodes. Its tiers
+// are tried in order: the priority levels in use, then each level below.
+type view struct {
+	tiers    []func(key uint64, tried []*Node) *Node
+	resolved bool
+	gone     chan struct{} // closed when the next view is there
+}
+
+// outdatedLocked asks for a new view; publish makes it.
+func (c *Cluster) outdatedLocked() { c.version++ }
+
+// outdatedInPanicLocked is for facts that only a view in panic depends on.
+func (c *Cluster) outdatedInPanicLocked() {
+	if c.panicking {
+		c.outdatedLocked()
+	}
+}
+
+// publish builds the view of the current facts, unless it is there already. The
+// policy is the user's function, so it runs between two looks at the version.
+func (c *Cluster) publish() {
+	for {
+		c.mu.Lock()
+		version := c.version
+		if c.published == version {
+			c.mu.Unlock()
+			return
+		}
+		tiers, resolved := c.tiersLocked(), c.resolved
+		c.mu.Unlock()
+
+		v := &view{resolved: resolved, gone: make(chan struct{})}
+		for _, nodes := range tiers {
+			v.tiers = append(v.tiers, c.cfg.Picker(nodes))
+		}
+
+		c.mu.Lock()
+		if c.version == version {
+			c.published = version
+			close(c.view.Swap(v).gone)
+		}
+		c.mu.Unlock()
+	}
+}
+
+// settle publishes and delivers what happened under the lock. Every unlock after
+// a change of facts is followed by it.
+func (c *Cluster) settle() {
+	c.publish()
+	c.flush()
+}
+
+// tiersLocked groups the nodes that may be picked. Level 0 stands alone while at
+// least PanicPercent of it is usable; below that each next level joins it (the
+// spill). When all levels together are below, it is panic: ejected nodes are used
+// too, the oldest ejection first.
+func (c *Cluster) tiersLocked() [][]*Node {
+	if c.closedLocked() != nil {
+		return nil
+	}
+	var tiers [][]*Node
+	var first []*Node // the union that takes the load
+	usable, total, filled := 0, 0, false
+	for _, level := range c.levelsLocked() {
+		var up []*Node
+		for _, n := range level {
+			if n.deriveLocked().usable() {
+				up = append(up, n)
+			}
+		}
+		total += len(level)
+		usable += len(up)
+		if filled {
+			if len(up) > 0 {
+				tiers = append(tiers, up)
+			}
+			continue
+		}
+		first = append(first, up...)
+		filled = usable > 0 && usable*100 >= total*c.cfg.Outlier.PanicPercent
+	}
+	c.panicLocked(total > 0 && !filled)
+	if c.panicking {
+		first = append(first, c.ejectedLocked()...)
+	}
+	if len(first) > 0 {
+		tiers = slices.Insert(tiers, 0, first)
+	}
+	if len(tiers) == 0 {
+		c.relookupLocked()
+	}
+	return tiers
+}
+
+// levelsLocked returns the nodes that take part, by priority, lowest number first.
+func (c *Cluster) levelsLocked() [][]*Node {
+	byPriority := map[int][]*Node{}
+	var order []int
+	for _, n := range c.nodes {
+		if n.draining {
+			continue
+		}
+		p := n.endpoint.Load().Priority
+		if byPriority[p] == nil {
+			order = append(order, p)
+		}
+		byPriority[p] = append(byPriority[p], n)
+	}
+	slices.Sort(order)
+	levels := make([][]*Node, 0, len(order))
+	for _, p := range order {
+		levels = append(levels, byPriority[p])
+	}
+	return levels
+}
+
+// ejectedLocked returns the ejected nodes that may still be dialed, the oldest
+// ejection first.
+func (c *Cluster) ejectedLocked() []*Node {
+	var out []*Node
+	for _, n := range c.nodes {
+		if n.outLocked() && !n.draining && n.retryAt == 0 {
+			out = append(out, n)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b *Node) int { return int(a.ejectAt - b.ejectAt) })
+	return out
+}
+
+// panicLocked notes and announces that panic mode began or ended. It takes an
+// ejected node: nodes that are merely backing off have nothing to offer in panic.
+func (c *Cluster) panicLocked(low bool) {
+	on := low && c.cfg.Outlier.PanicPercent > 0 && slices.ContainsFunc(c.nodes, (*Node).outLocked)
+	if on == c.panicking {
+		return
+	}
+	c.panicking = on
+	cause := "too few usable nodes"
+	if !on {
+		cause = "over"
+	}
+	c.emitLocked(Event{Kind: EventPanic, Cause: cause})
+}
+
+// noNode says why there is nothing to pick: closed, unresolved, all tried, or all
+// down, with the reason of each.
+func (c *Cluster) noNode(tried []*Node) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.closedLocked(); err != nil {
+		return &Error{Phase: PhaseAcquire, Class: ClassClosed, Err: err}
+	}
+	e := &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Err: ErrNoEndpoint}
+	if len(c.nodes) == 0 && c.resolveErr != nil {
+		e.Phase, e.Class = PhaseResolve, c.cfg.Retry.Classify(c.resolveErr)
+		e.Err = errors.Join(ErrNoEndpoint, c.resolveErr)
+		return e
+	}
+	for _, n := range c.nodes {
+		if !n.deriveLocked().usable() && !slices.Contains(tried, n) {
+			e.Tried = append(e.Tried, n.downErrLocked())
+		}
+	}
+	return e
+}

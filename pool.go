@@ -1,0 +1,488 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+)
+
+// nodePool is a node's part of the pool, guarded by the Cluster's lock: a stack
+// of connections at rest and a queue of callers that wait for one. A slot is a
+// connection or the dial of one; it is free again only when the close returned,
+// so a storm of closes can never exceed the limit at the server.
+type nodePool struct {
+	idle     []*Conn // the last one was used last
+	waiters  []*try  // the first one came first
+	open     int     // slots taken
+	dialing  int
+	unproven bool // after a break: one dial at a time until one succeeds
+}
+
+// Acquire lends a pooled connection of a node of the policy's choice; Release,
+// Discard or Close ends that. ctx bounds the wait, not the connection: a dial
+// that was begun for a caller who left goes on and serves the next.
+func (c *Cluster) Acquire(ctx context.Context) (*Conn, error) {
+	conn, failed, err := c.acquire(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	c.stats.hidden.Add(uint64(len(failed)))
+	return conn, nil
+}
+
+// acquire takes a connection at rest, or races for one. failed are the nodes that
+// failed or were overtaken on the way.
+func (c *Cluster) acquire(ctx context.Context, tried []*Node) (conn *Conn, failed []*Node, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, &Error{Phase: PhaseAcquire, Class: c.cfg.Retry.Classify(err), Err: context.Cause(ctx)}
+	}
+	lease, err := c.Pick(0, tried)
+	if err == nil {
+		if conn := c.takeIdle(lease.n); conn != nil {
+			conn.hold(lease)
+			return conn, nil, nil
+		}
+		lease.Done()
+	} else if err := c.waitResolved(ctx); err != nil {
+		return nil, nil, err
+	}
+	start := clock()
+	conn, failed, err = c.race(ctx, tried, c.poolTry)
+	c.stats.wait.Record(clock() - start)
+	return conn, failed, err
+}
+
+// takeIdle takes the connection that was used last and is still good.
+func (c *Cluster) takeIdle(n *Node) *Conn {
+	for {
+		c.mu.Lock()
+		conn := n.pool.popLocked()
+		c.mu.Unlock()
+		if conn == nil {
+			return nil
+		}
+		cause := conn.unfit(clock())
+		if cause == nil {
+			return conn
+		}
+		c.closeConn(conn, cause)
+	}
+}
+
+func (p *nodePool) popLocked() *Conn {
+	if len(p.idle) == 0 {
+		return nil
+	}
+	last := len(p.idle) - 1
+	conn := p.idle[last]
+	p.idle[last] = nil
+	p.idle = p.idle[:last]
+	return conn
+}
+
+var (
+	errTooOld   = errors.New("holdfast: the connection reached its lifetime")
+	errIdleLong = errors.New("holdfast: the connection lay idle too long")
+	errRetired  = errors.New("holdfast: the connection was retired")
+)
+
+// unfit says why a connection at rest may not be used again.
+func (conn *Conn) unfit(now time.Duration) error {
+	p := &conn.node.c.cfg.Pool
+	rest := now - conn.since
+	switch {
+	case conn.expired(now):
+		return errTooOld
+	case p.MaxIdleTime > 0 && rest >= p.MaxIdleTime:
+		return errIdleLong
+	case conn.retired.Load():
+		return errRetired
+	case p.CheckIdle >= 0 && rest >= p.CheckIdle:
+		return conn.alive()
+	}
+	return nil
+}
+
+func (conn *Conn) expired(now time.Duration) bool {
+	at := conn.expires.Load()
+	return at != 0 && now >= time.Duration(at)
+}
+
+// giveBack ends a loan: the connection goes to the first who waits for its node,
+// to rest, or away.
+func (c *Cluster) giveBack(conn *Conn, discard bool) {
+	now := clock()
+	var cause error
+	if conn.limits.inForce() {
+		conn.limits.set(0, 0, time.Time{})
+		cause = conn.nc.SetDeadline(time.Time{})
+	}
+	switch f := conn.failed.Load(); {
+	case f != nil:
+		cause = f.err
+	case discard:
+		cause = errDiscarded
+	case conn.retired.Load():
+		cause = errRetired
+	case conn.expired(now):
+		cause = errTooOld
+	}
+	if cause != nil {
+		c.closeConn(conn, cause)
+		return
+	}
+	c.park(conn, now)
+}
+
+// park hands a good connection on, lays it to rest, or closes it if it may not
+// rest.
+func (c *Cluster) park(conn *Conn, since time.Duration) {
+	c.mu.Lock()
+	cause := c.parkLocked(conn, since)
+	c.mu.Unlock()
+	if cause != nil {
+		c.closeConn(conn, cause)
+	}
+}
+
+var (
+	errDiscarded = errors.New("holdfast: discarded by its holder")
+	errSlot      = errors.New("holdfast: its slot is needed for another node")
+	errUnwanted  = errors.New("holdfast: its node is not in use")
+)
+
+// parkLocked hands a good connection on or lays it to rest; an error says why it
+// must be closed instead.
+func (c *Cluster) parkLocked(conn *Conn, since time.Duration) error {
+	n := conn.node
+	if err := c.closedLocked(); err != nil {
+		return err
+	}
+	if n.draining || (n.outLocked() && !c.panicking) {
+		return errUnwanted
+	}
+	if conn.opened+c.cfg.Backoff.StableAfter <= clock() {
+		n.stableLocked()
+	}
+	for len(n.pool.waiters) > 0 {
+		t := n.pool.waiters[0]
+		c.removeWaiterLocked(n, 0)
+		if t.deliver(conn, nil) {
+			c.codel.noteLocked(clock()-t.started, c.cfg.Pool.WaitTarget)
+			return nil
+		}
+	}
+	if c.waiting > 0 && c.open >= c.cfg.Pool.Total {
+		return errSlot
+	}
+	conn.since = since
+	i := len(n.pool.idle)
+	for i > 0 && n.pool.idle[i-1].since > since {
+		i--
+	}
+	n.pool.idle = slices.Insert(n.pool.idle, i, conn)
+	return nil
+}
+
+// poolTry queues a try for a connection of its node and sees to it that one is
+// made if there may be more.
+func (c *Cluster) poolTry(_ context.Context, t *try) error {
+	n := t.lease.n
+	if conn := c.takeIdle(n); conn != nil {
+		t.deliver(conn, nil)
+		return nil
+	}
+	c.mu.Lock()
+	defer c.settle()
+	defer c.mu.Unlock()
+	if err := c.closedLocked(); err != nil {
+		return &Error{Phase: PhaseAcquire, Class: ClassClosed, Err: err}
+	}
+	if conn := n.pool.popLocked(); conn != nil { // came back in between
+		t.deliver(conn, nil)
+		return nil
+	}
+	n.pool.waiters = append(n.pool.waiters, t)
+	c.waiting++
+	c.pumpLocked(n)
+	t.dialing = n.pool.dialing > 0 || n.retryAt != 0 // a backoff may be overtaken too
+	if c.waiting-c.dialing > c.cfg.Pool.Waiters {
+		c.removeWaiterLocked(n, len(n.pool.waiters)-1)
+		return &Error{Phase: PhaseAcquire, Class: ClassExhausted, Endpoint: n.Endpoint(), Node: n.String(), Err: ErrPoolExhausted}
+	}
+	return nil
+}
+
+func (c *Cluster) removeWaiterLocked(n *Node, i int) {
+	w := n.pool.waiters
+	copy(w[i:], w[i+1:])
+	w[len(w)-1] = nil
+	n.pool.waiters = w[:len(w)-1]
+	c.waiting--
+}
+
+// dequeue takes a try that no longer waits out of its queue.
+func (c *Cluster) dequeue(t *try) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := t.lease.n
+	for i, w := range n.pool.waiters {
+		if w == t {
+			c.removeWaiterLocked(n, i)
+			return
+		}
+	}
+}
+
+// unwanted takes back what a race got after it was won.
+func (c *Cluster) unwanted(conn *Conn) {
+	if conn.pooled {
+		c.giveBack(conn, false)
+	} else {
+		conn.Close()
+	}
+	c.settle()
+}
+
+// pumpLocked dials for those who wait, as far as the limits allow.
+func (c *Cluster) pumpLocked(n *Node) {
+	for len(n.pool.waiters) > n.pool.dialing && c.mayDialLocked(n) {
+		c.dialLocked(n)
+	}
+}
+
+// mayDialLocked reports whether the node may have one more connection now. At the
+// limit over all nodes, a connection that rests elsewhere makes room.
+func (c *Cluster) mayDialLocked(n *Node) bool {
+	p, limits := &n.pool, &c.cfg.Pool
+	maxDials := limits.MaxDials
+	if p.unproven {
+		maxDials = 1
+	}
+	if c.closedLocked() != nil || n.draining || n.retryAt != 0 || p.open >= limits.Max || p.dialing >= maxDials {
+		return false
+	}
+	if c.open < limits.Total {
+		return true
+	}
+	c.evictLocked(n)
+	return false
+}
+
+// evictLocked closes the connection that has rested longest on another node. The
+// close frees the slot and pumps again.
+func (c *Cluster) evictLocked(except *Node) {
+	if c.evicting >= c.waiting {
+		return
+	}
+	var oldest *Conn
+	for _, n := range c.nodes {
+		if n != except && len(n.pool.idle) > 0 && (oldest == nil || n.pool.idle[0].since < oldest.since) {
+			oldest = n.pool.idle[0]
+		}
+	}
+	if oldest == nil {
+		return
+	}
+	idle := &oldest.node.pool.idle
+	*idle = append((*idle)[:0], (*idle)[1:]...)
+	c.evicting++
+	c.spawnLocked(func() {
+		c.mu.Lock()
+		c.evicting--
+		c.mu.Unlock()
+		c.closeConn(oldest, errSlot)
+	})
+}
+
+// dialLocked takes a slot and fills it in the background.
+func (c *Cluster) dialLocked(n *Node) {
+	n.pool.open++
+	n.pool.dialing++
+	c.open++
+	c.dialing++
+	c.spawnLocked(func() { c.fillSlot(n) })
+	n.changedLocked("connecting", nil)
+}
+
+// fillSlot makes a connection for whoever waits first. Its context is the
+// Cluster's: no caller's cancellation ends a dial that others may need.
+func (c *Cluster) fillSlot(n *Node) {
+	conn, err := c.connect(c.ctx, n, nil)
+	c.mu.Lock()
+	n.pool.dialing--
+	c.dialing--
+	if err != nil {
+		c.failWaitersLocked(n, err)
+		c.freeSlotLocked(n)
+		c.forgetLocked(n)
+		c.quietLocked()
+		c.mu.Unlock()
+		c.settle()
+		return
+	}
+	conn.pooled = true
+	if life := c.cfg.Pool.MaxLifetime; life > 0 {
+		conn.expires.Store(int64(conn.opened + life - time.Duration(rand.Int64N(int64(life)/10+1))))
+	}
+	cause := c.parkLocked(conn, clock())
+	c.pumpLocked(n)
+	c.mu.Unlock()
+	if cause != nil {
+		c.closeConn(conn, cause)
+	}
+	c.settle()
+}
+
+// failWaitersLocked passes a failed dial on: to the one it was made for, and to
+// all when this was the last slot, or when nothing would help.
+func (c *Cluster) failWaitersLocked(n *Node, err error) {
+	all := n.pool.open == 1 || has(err, permanent)
+	for len(n.pool.waiters) > 0 {
+		t := n.pool.waiters[0]
+		c.removeWaiterLocked(n, 0)
+		if t.deliver(nil, err) && !all {
+			return
+		}
+	}
+}
+
+// freeSlotLocked gives a slot back and lets those dial who wait for one.
+func (c *Cluster) freeSlotLocked(n *Node) {
+	n.pool.open--
+	c.open--
+	c.pumpLocked(n)
+	if c.waiting > 0 && c.open == c.cfg.Pool.Total-1 {
+		for _, other := range c.nodes {
+			c.pumpLocked(other)
+		}
+	}
+}
+
+// closeHeld is Conn.Close: the holder, if there is one, lets go.
+func (c *Cluster) closeHeld(conn *Conn) error {
+	held := conn.holds.CompareAndSwap(true, false)
+	if held && !conn.pooled {
+		conn.lease.reportStream(conn)
+	}
+	err := c.closeConn(conn, errDiscarded)
+	if held {
+		conn.lease.Done()
+	}
+	return err
+}
+
+// reportStream judges a connection that its owner closed: bytes read are a
+// success, a break before any is a failure, and silence says nothing.
+func (l Lease) reportStream(conn *Conn) {
+	f := conn.failed.Load()
+	switch {
+	case f == nil || conn.read.Load() > 0:
+		l.Report(-1, nil)
+	case l.n.c.cfg.Retry.Classify(f.err) != ClassTimeout:
+		l.Report(-1, f.err)
+	}
+}
+
+// closeConn closes a connection and enters that in the books.
+func (c *Cluster) closeConn(conn *Conn, cause error) error {
+	err, first := conn.close()
+	if !first {
+		return err
+	}
+	n := conn.node
+	n.totals.written.Add(uint64(conn.written.Load()))
+	n.totals.read.Add(uint64(conn.read.Load()))
+	c.mu.Lock()
+	delete(n.conns, conn)
+	if conn.pooled {
+		c.freeSlotLocked(n)
+	}
+	if broke := conn.broke(cause); broke != nil {
+		c.brokeLocked(conn, broke)
+	}
+	c.emitLocked(Event{Kind: EventClose, Node: n, Cause: cause.Error(), Duration: clock() - conn.opened})
+	n.changedLocked("last connection closed", nil)
+	c.forgetLocked(n)
+	c.quietLocked()
+	c.mu.Unlock()
+	c.settle()
+	return err
+}
+
+// broke returns the error when the connection was ended by the peer or the
+// network rather than by us.
+func (conn *Conn) broke(cause error) error {
+	if f := conn.failed.Load(); f != nil {
+		cause = f.err
+	}
+	switch conn.node.c.cfg.Retry.Classify(cause) {
+	case ClassReset, ClassEOF, ClassIO: // a time limit is ours: it says nothing about the connection's end
+		return cause
+	}
+	return nil
+}
+
+// brokeLocked notes a break. A connection that never served anyone and did not
+// last is a failed connect, so a server that accepts and closes is backed off; any
+// other only delays connects that nobody waits for.
+func (c *Cluster) brokeLocked(conn *Conn, err error) {
+	n := conn.node
+	n.pool.unproven = true
+	n.lostLocked()
+	if conn.uses == 0 && conn.read.Load() == conn.greeted && clock()-conn.opened < c.cfg.Backoff.StableAfter && n.retryAt == 0 {
+		n.connectFailedLocked(n.dialError(PhaseUse, err))
+	}
+}
+
+// codel decides when waits are too long (Nichols and Jacobson's controlled delay,
+// as DBConnection uses it): not one wait above the target, but none below it for
+// a whole interval.
+type codel struct {
+	since time.Duration // start of the interval
+	least time.Duration // shortest wait in it
+	over  bool          // the last interval was too long throughout
+}
+
+const codelInterval = 2 * time.Second
+
+func (k *codel) noteLocked(wait, target time.Duration) {
+	if target == 0 {
+		return
+	}
+	now := clock()
+	if now-k.since >= codelInterval {
+		k.over = now-k.since < 2*codelInterval && k.least > target
+		k.since, k.least = now, wait
+	}
+	k.least = min(k.least, wait)
+	if wait <= target {
+		k.over = false
+	}
+}
+
+// shedTimer fires when a waiting race has waited twice the target.
+func (c *Cluster) shedTimer(r *race) (<-chan time.Time, func()) {
+	target := c.cfg.Pool.WaitTarget
+	if target == 0 || len(r.running) == 0 || r.running[0].dialing {
+		return nil, func() {}
+	}
+	t := time.NewTimer(max(r.running[0].started+2*target-clock(), target))
+	return t.C, func() { t.Stop() }
+}
+
+// shed ends a race that waited too long in an overloaded pool.
+func (c *Cluster) shed(r *race) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	waited := clock() - r.running[0].started
+	c.codel.noteLocked(waited, c.cfg.Pool.WaitTarget)
+	if !c.codel.over {
+		return nil
+	}
+	n := r.running[0].lease.n
+	err := errors.Join(ErrPoolExhausted, errors.New("every wait was longer than Pool.WaitTarget"))
+	return r.join(&Error{Phase: PhaseAcquire, Class: ClassExhausted, Endpoint: n.Endpoint(), Node: n.String(), Err: err})
+}

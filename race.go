@@ -1,0 +1,287 @@
+package holdfast
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+)
+
+// A race is one pass over the nodes in the order of the policy (RFC 8305 with
+// endpoints for addresses): the first node gets a head start, the next joins when
+// that is over or the first fails, at most maxTries at once, address families in
+// turn. The first connection wins. Each node is tried once, so a race ends.
+//
+// What a try is depends on who races: a wait for a pooled connection or a dial of
+// one's own. Either delivers one result, or finds the race over and keeps it.
+type race struct {
+	c       *Cluster
+	results chan result // room for every try under way: delivering never blocks
+	tried   []*Node     // this operation must not take these
+	running []*try
+	failed  []*Error
+
+	mu   sync.Mutex // guards over
+	over bool
+}
+
+// try is one node's part in a race.
+type try struct {
+	race    *race
+	lease   Lease
+	started time.Duration
+	dialing bool // a connection is being made, so that a slow one may be overtaken
+}
+
+type result struct {
+	try  *try
+	conn *Conn
+	err  error
+}
+
+const maxTries = 4
+
+// deliver hands a result to the race, unless it is over.
+func (t *try) deliver(conn *Conn, err error) bool {
+	t.race.mu.Lock()
+	defer t.race.mu.Unlock()
+	if t.race.over {
+		return false
+	}
+	t.race.results <- result{t, conn, err}
+	return true
+}
+
+// race makes one pass over the usable nodes that are not in tried. It returns the
+// connection, holding its lease, and the nodes that did not win.
+func (c *Cluster) race(ctx context.Context, tried []*Node, launch launcher) (*Conn, []*Node, error) {
+	r := &race{c: c, results: make(chan result, maxTries), tried: slices.Clone(tried)}
+	conn, err := r.run(ctx, func(tried []*Node) (Lease, error) { return c.Pick(0, tried) }, launch)
+	losers := r.tried[len(tried):]
+	if conn != nil {
+		losers = slices.DeleteFunc(losers, func(n *Node) bool { return n == conn.node })
+	}
+	return conn, losers, err
+}
+
+// launcher starts a try; an error is its result.
+type launcher func(context.Context, *try) error
+
+// raceAmong is a race over given nodes.
+func (c *Cluster) raceAmong(ctx context.Context, nodes []*Node, launch launcher) (*Conn, error) {
+	pick := Ordered()(nodes)
+	r := &race{c: c, results: make(chan result, maxTries)}
+	return r.run(ctx, func(tried []*Node) (Lease, error) {
+		n := pick(0, tried)
+		if n == nil {
+			return Lease{}, &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Err: ErrNoEndpoint}
+		}
+		n.inflight.Add(1)
+		return Lease{n}, nil
+	}, launch)
+}
+
+func (r *race) run(ctx context.Context, pick func([]*Node) (Lease, error), launch launcher) (*Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer r.finish()
+	var exhausted error // why there is no further node
+	for {
+		if exhausted == nil && (len(r.running) == 0 || r.overdue()) {
+			exhausted = r.next(ctx, pick, launch)
+			continue
+		}
+		if len(r.running) == 0 {
+			return nil, r.lost(exhausted)
+		}
+		conn, err := r.await(ctx, exhausted == nil)
+		if conn != nil || err != nil {
+			return conn, err
+		}
+	}
+}
+
+// next starts a try on the next node. A failure to start it counts as its result.
+func (r *race) next(ctx context.Context, pick func([]*Node) (Lease, error), launch launcher) error {
+	lease, err := r.pickFamily(pick)
+	if err != nil {
+		return err
+	}
+	r.tried = append(r.tried, lease.n)
+	t := &try{race: r, lease: lease, started: clock()}
+	if err := launch(ctx, t); err != nil {
+		lease.Done()
+		return err
+	}
+	r.running = append(r.running, t)
+	return nil
+}
+
+// pickFamily goes by the policy, but after one address of a name it prefers the
+// name's other address family.
+func (r *race) pickFamily(pick func([]*Node) (Lease, error)) (Lease, error) {
+	if len(r.tried) > 0 {
+		if same := r.c.sameFamily(r.tried[len(r.tried)-1]); len(same) > 0 {
+			if lease, err := pick(append(same, r.tried...)); err == nil {
+				return lease, nil
+			}
+		}
+	}
+	return pick(r.tried)
+}
+
+// overdue reports whether the latest try has used up its head start.
+func (r *race) overdue() bool {
+	wait, ok := r.headStart()
+	return ok && wait <= 0 && len(r.running) < maxTries
+}
+
+// headStart is what is left of the latest try's lead. Waiting for somebody else's
+// connection to come back has no lead: a full pool is no reason to go elsewhere.
+func (r *race) headStart() (time.Duration, bool) {
+	stagger := r.c.cfg.Timeouts.Stagger
+	if stagger == 0 || len(r.running) == 0 {
+		return 0, false
+	}
+	t := r.running[len(r.running)-1]
+	return t.started + stagger - clock(), t.dialing
+}
+
+// await waits for a result, the end of the head start, or the end of ctx.
+func (r *race) await(ctx context.Context, more bool) (*Conn, error) {
+	var timer <-chan time.Time
+	if wait, ok := r.headStart(); ok && more && len(r.running) < maxTries {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		timer = t.C
+	}
+	shed, stopShed := r.c.shedTimer(r)
+	defer stopShed()
+	select {
+	case res := <-r.results:
+		return r.take(res)
+	case <-timer:
+		return nil, nil
+	case <-shed:
+		return nil, r.c.shed(r)
+	case <-ctx.Done():
+		return nil, r.gaveUp(ctx)
+	}
+}
+
+// take removes a finished try from the race. A permanent failure ends the race,
+// any other leaves it to the next node.
+func (r *race) take(res result) (*Conn, error) {
+	r.running = slices.DeleteFunc(r.running, func(t *try) bool { return t == res.try })
+	if res.err == nil {
+		res.conn.hold(res.try.lease)
+		r.blameSlow(res.try)
+		return res.conn, nil
+	}
+	res.try.lease.Done()
+	var e *Error
+	if !errors.As(res.err, &e) {
+		e = res.try.lease.n.dialError(PhaseDial, res.err)
+	}
+	if has(res.err, permanent) || e.Class == ClassResource || e.Class == ClassClosed {
+		return nil, r.join(e)
+	}
+	r.failed = append(r.failed, e)
+	return nil, nil
+}
+
+// blameSlow puts nodes into backoff that had a head start and lost: otherwise
+// every dial would wait for a black hole to show itself again.
+func (r *race) blameSlow(winner *try) {
+	stagger := r.c.cfg.Timeouts.Stagger
+	for _, t := range r.running {
+		if t.dialing && winner.started-t.started >= stagger {
+			t.lease.n.lostRace()
+		}
+	}
+}
+
+// finish ends the race: what is delivered from now on stays with its pool, what
+// was delivered in between goes back.
+func (r *race) finish() {
+	r.mu.Lock()
+	r.over = true
+	r.mu.Unlock()
+	for {
+		select {
+		case res := <-r.results:
+			if res.conn != nil {
+				r.c.unwanted(res.conn)
+			}
+		default:
+			for _, t := range r.running {
+				r.c.dequeue(t)
+				t.lease.Done()
+			}
+			return
+		}
+	}
+}
+
+// lost is the error of a race that no node won.
+func (r *race) lost(exhausted error) error {
+	if len(r.failed) == 0 {
+		return exhausted
+	}
+	last := r.failed[len(r.failed)-1]
+	r.failed = r.failed[:len(r.failed)-1]
+	return r.join(last)
+}
+
+// join makes e the error of the race, with the failures before it and what is
+// known of nodes that could not be tried.
+func (r *race) join(e *Error) error {
+	e.Tried = append(r.failed, e.Tried...)
+	return e
+}
+
+// gaveUp is the error of a race whose context ended.
+func (r *race) gaveUp(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	e := &Error{Phase: PhaseDial, Class: r.c.cfg.Retry.Classify(cause), Err: cause}
+	if len(r.running) > 0 {
+		t := r.running[len(r.running)-1]
+		e.Endpoint, e.Node = t.lease.n.Endpoint(), t.lease.n.String()
+		if !t.dialing && e.Class == ClassTimeout {
+			e.Phase, e.Class, e.Err = PhaseAcquire, ClassExhausted, errors.Join(ErrPoolExhausted, cause)
+		}
+	}
+	return r.join(e)
+}
+
+// dialTry races with connections of one's own.
+func (c *Cluster) dialTry(ctx context.Context, t *try) error {
+	if err := t.lease.n.backingOff(); err != nil {
+		t.deliver(nil, err)
+		return nil
+	}
+	t.dialing = true
+	started := c.spawn(func() {
+		conn, err := t.lease.Dial(ctx, nil)
+		if !t.deliver(conn, err) && conn != nil {
+			conn.Close()
+		}
+	})
+	if !started {
+		return &Error{Phase: PhaseDial, Class: ClassClosed, Err: ErrClosed}
+	}
+	return nil
+}
+
+// errSlow is why a node that lost a race is not dialed for a while.
+var errSlow = errors.New("holdfast: overtaken by another node after a head start")
+
+func (n *Node) lostRace() {
+	n.c.mu.Lock()
+	if n.retryAt == 0 {
+		n.connectFailedLocked(n.dialError(PhaseDial, errSlow))
+	}
+	n.c.mu.Unlock()
+	n.c.settle()
+}
