@@ -3,13 +3,17 @@
 //
 // It asks the servers of resolv.conf over UDP, over TCP when an answer was cut, A
 // and AAAA at once, each server in turn. What it cannot do better than the system,
-// it leaves to [net.Resolver], without a TTL: names in /etc/hosts, localhost,
-// .local, hosts without servers, and names that no server had an answer for.
+// it leaves to [net.Resolver], without a TTL: names in /etc/hosts, localhost, those
+// of multicast DNS, hosts without servers, and names that no server had an answer
+// for.
 //
 // Answers are hostile: only one that matches the question's id, name and type is
 // read, from the socket the question went out on; its records are counted, its
-// aliases followed at most sixteen times, its addresses checked. Whatever the
-// network does, a lookup ends within its context or Attempts × servers × Timeout.
+// aliases followed at most sixteen times, its addresses and names checked.
+//
+// A lookup ends with its context. Without a limit there, each name of the search
+// list takes at most Attempts × servers × Timeout, and if the servers had no
+// answer, the system takes its own time on top.
 package dns
 
 import (
@@ -53,11 +57,11 @@ const (
 	NotFound              // NXDOMAIN: there is no such name
 	Empty                 // the name exists without such records
 	Refused               // the server would not say
-	Timeout               // no server answered
+	Timeout               // no server answered before the limit, or before the caller gave up
 	Malformed             // the answer made no sense
 )
 
-var kindTexts = [...]string{"server failure", "no such name", "no such records", "refused", "timeout", "malformed answer"}
+var kindTexts = [...]string{"server failure", "no such name", "no such records", "refused", "no answer", "malformed answer"}
 
 // Error is a failed lookup. errors.As also finds a [*net.DNSError] in it.
 type Error struct {
@@ -79,8 +83,9 @@ func (e *Error) Error() string {
 
 func (e *Error) Unwrap() error { return e.Err }
 
-// Timeout reports whether no server answered.
-func (e *Error) Timeout() bool { return e.Kind == Timeout }
+// Timeout reports whether no server answered in time. A caller who gave up has not
+// waited for the limit.
+func (e *Error) Timeout() bool { return e.Kind == Timeout && !errors.Is(e.Err, context.Canceled) }
 
 // As lets callers who know the standard library's error have it.
 func (e *Error) As(target any) bool {
@@ -89,90 +94,125 @@ func (e *Error) As(target any) bool {
 		return false
 	}
 	*std = &net.DNSError{Err: kindTexts[e.Kind], Name: e.Name, Server: e.Server,
-		IsTimeout: e.Kind == Timeout, IsNotFound: e.Kind == NotFound || e.Kind == Empty,
-		IsTemporary: e.Kind == Timeout || e.Kind == ServFail}
+		IsTimeout: e.Timeout(), IsNotFound: final(e),
+		IsTemporary: e.Timeout() || e.Kind == ServFail}
 	return true
 }
 
-const (
-	maxRecords = 256
-	maxAliases = 16
-	maxTTL     = 24 * time.Hour
-)
-
-// LookupIP returns the addresses of a host, without duplicates and without those
-// nobody can be reached at, and how long they hold; 0 means unknown. One address
-// family that fails does not spoil the other.
+// LookupIP returns the addresses of a host, v6 first, without duplicates and
+// without those nobody can be reached at, and how long they hold; 0 means unknown,
+// or not at all. It returns at most 256 of each address family, and a family that
+// fails or dawdles does not spoil the other.
 func (c *Client) LookupIP(ctx context.Context, host string) ([]netip.Addr, time.Duration, error) {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{ip.Unmap()}, 0, nil
 	}
 	conf := c.files.conf()
+	a, err := c.lookup(ctx, conf, host, func(name string) (answer, error) {
+		return c.askBoth(ctx, conf, name)
+	}, c.fallbackIP)
+	return a.addrs, a.ttl, err
+}
+
+// LookupSRV returns the records of a service name such as _redis._tcp.example.com,
+// without those that say there is no service. The search list applies to it too.
+func (c *Client) LookupSRV(ctx context.Context, name string) ([]SRV, time.Duration, error) {
+	conf := c.files.conf()
+	a, err := c.lookup(ctx, conf, name, func(name string) (answer, error) {
+		return c.ask(ctx, conf, name, dnsmessage.TypeSRV)
+	}, c.fallbackSRV)
+	return a.srvs, a.ttl, err
+}
+
+// lookup asks for the names that host may stand for, and then the system, unless
+// it was told that there is no such thing: the system would be told the same.
+func (c *Client) lookup(ctx context.Context, conf *config, host string,
+	ask func(name string) (answer, error), system func(context.Context, string) (answer, error)) (answer, error) {
 	if !c.asksItself(conf, host) {
-		return c.fallbackIP(ctx, host, nil)
+		return system(ctx, host)
+	}
+	a, ours := search(conf, host, ask)
+	if ours == nil || final(ours) || ctx.Err() != nil {
+		return a, ours
+	}
+	if a, err := system(ctx, host); err == nil {
+		return a, nil
+	}
+	return answer{}, ours // it knows its kind and its server
+}
+
+// search stops at the first name that a server could not answer for: one further
+// down the list may be another host.
+func search(conf *config, host string, ask func(name string) (answer, error)) (answer, error) {
+	if !plain(host) {
+		return answer{}, &Error{Kind: NotFound, Name: host, Err: errors.New("not a name for DNS")}
 	}
 	var last error
 	for _, name := range conf.candidates(host) {
-		addrs, ttl, err := c.askBoth(ctx, conf, name)
+		a, err := ask(name)
 		if err == nil {
-			return addrs, ttl, nil
+			return a, nil
 		}
 		last = worse(last, err)
-		if !goesOn(err) {
+		if !final(err) {
 			break
 		}
 	}
-	if final(last) || ctx.Err() != nil {
-		return nil, 0, last
-	}
-	return c.fallbackIP(ctx, host, last)
+	return answer{}, last
 }
 
-// LookupSRV returns the records of a service name such as _redis._tcp.example.com.
-func (c *Client) LookupSRV(ctx context.Context, name string) ([]SRV, time.Duration, error) {
-	conf := c.files.conf()
-	if !c.asksItself(conf, name) {
-		return c.fallbackSRV(ctx, name, nil)
-	}
-	a, err := c.ask(ctx, conf, absolute(name), dnsmessage.TypeSRV)
-	switch {
-	case err == nil:
-		return a.srvs, a.ttl, nil
-	case final(err) || ctx.Err() != nil:
-		return nil, 0, err
-	}
-	return c.fallbackSRV(ctx, name, err)
-}
-
-// asksItself reports whether the name is one for DNS servers that we know.
+// asksItself reports whether the name is one for DNS servers that we know. Not
+// localhost (RFC 6761) and .onion (RFC 7686), and of .local what is multicast DNS's
+// (RFC 6762): names of two labels. Longer ones, like those of Kubernetes, are in
+// DNS; nss-mdns and systemd-resolved draw the line there too.
 func (c *Client) asksItself(conf *config, host string) bool {
-	name := strings.ToLower(strings.TrimSuffix(host, "."))
 	if len(c.Servers) == 0 && len(conf.servers) == 0 {
 		return false
 	}
-	return name != "localhost" && !strings.HasSuffix(name, ".localhost") && !strings.HasSuffix(name, ".local") && !conf.hosts[name]
+	name := strings.ToLower(strings.TrimSuffix(host, "."))
+	switch name[strings.LastIndexByte(name, '.')+1:] {
+	case "localhost", "onion":
+		return false
+	case "local":
+		return strings.Count(name, ".") > 1
+	}
+	return !conf.hosts[name]
 }
 
+// grace is how long a family's answer waits for the other's. Some networks drop
+// every question for AAAA; there the addresses that are known must not wait for
+// all attempts. It is long, because a family left out is one whose nodes go.
+const grace = 2 * time.Second
+
 // askBoth asks for both address families at once.
-func (c *Client) askBoth(ctx context.Context, conf *config, name string) ([]netip.Addr, time.Duration, error) {
+func (c *Client) askBoth(ctx context.Context, conf *config, name string) (answer, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	enough := time.AfterFunc(1<<63-1, cancel)
+	defer enough.Stop()
 	var (
 		wg      sync.WaitGroup
 		answers [2]answer
 		errs    [2]error
 	)
-	for i, kind := range []dnsmessage.Type{dnsmessage.TypeA, dnsmessage.TypeAAAA} {
-		wg.Go(func() { answers[i], errs[i] = c.ask(ctx, conf, name, kind) })
+	for i, kind := range []dnsmessage.Type{dnsmessage.TypeAAAA, dnsmessage.TypeA} { // the order of RFC 6724
+		wg.Go(func() {
+			if answers[i], errs[i] = c.ask(ctx, conf, name, kind); errs[i] == nil {
+				enough.Reset(grace)
+			}
+		})
 	}
 	wg.Wait()
-	addrs := slices.Concat(answers[1].addrs, answers[0].addrs) // v6 first, as RFC 6724 prefers
-	if len(addrs) == 0 {
-		return nil, 0, worse(errs[0], errs[1])
+	v6, v4 := answers[0], answers[1]
+	switch {
+	case errs[0] != nil && errs[1] != nil:
+		return answer{}, worse(errs[0], errs[1])
+	case errs[0] != nil:
+		return v4, nil
+	case errs[1] != nil:
+		return v6, nil
 	}
-	ttl := answers[0].ttl
-	if len(answers[0].addrs) == 0 || len(answers[1].addrs) > 0 && answers[1].ttl < ttl {
-		ttl = answers[1].ttl
-	}
-	return addrs, ttl, nil
+	return answer{addrs: slices.Concat(v6.addrs, v4.addrs), ttl: min(v6.ttl, v4.ttl)}, nil
 }
 
 // worse chooses the failure that says more: a server's trouble over "no such
@@ -198,14 +238,11 @@ func worse(a, b error) error {
 	return a
 }
 
-// final reports whether the failure is an answer: the system would get the same.
+// final reports whether the failure is an answer.
 func final(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && (e.Kind == NotFound || e.Kind == Empty)
 }
-
-// goesOn reports whether the next name of the search list is worth a question.
-func goesOn(err error) bool { return final(err) }
 
 func (c *Client) fallback() *net.Resolver {
 	if c.Fallback != nil {
@@ -214,62 +251,38 @@ func (c *Client) fallback() *net.Resolver {
 	return net.DefaultResolver
 }
 
-// fallbackIP asks the system. Of two failures ours is kept: it knows its kind.
-func (c *Client) fallbackIP(ctx context.Context, host string, ours error) ([]netip.Addr, time.Duration, error) {
+func (c *Client) fallbackIP(ctx context.Context, host string) (answer, error) {
 	found, err := c.fallback().LookupNetIP(ctx, "ip", host)
-	addrs := usable(found)
-	if err == nil && len(addrs) == 0 {
-		err = &Error{Kind: Empty, Name: host}
+	var a answer
+	for _, ip := range found {
+		a.add(record{addr: ip.Unmap()})
 	}
-	if err != nil {
-		if ours != nil {
-			return nil, 0, ours
-		}
-		return nil, 0, fromStd(host, err)
-	}
-	return addrs, 0, nil
+	return a, a.failure(host, err)
 }
 
-func (c *Client) fallbackSRV(ctx context.Context, name string, ours error) ([]SRV, time.Duration, error) {
+func (c *Client) fallbackSRV(ctx context.Context, name string) (answer, error) {
 	_, found, err := c.fallback().LookupSRV(ctx, "", "", name)
-	if err != nil {
-		if ours != nil {
-			return nil, 0, ours
-		}
-		return nil, 0, fromStd(name, err)
+	var a answer
+	for _, r := range found {
+		a.add(record{srv: SRV{r.Target, r.Port, r.Priority, r.Weight}})
 	}
-	var out []SRV
-	for _, r := range found[:min(len(found), maxRecords)] {
-		out = append(out, SRV{r.Target, r.Port, r.Priority, r.Weight})
-	}
-	return out, 0, nil
+	return a, a.failure(name, err)
 }
 
-func fromStd(name string, err error) error {
+// failure is our error for the system's, nil if its answer has something in it.
+func (a answer) failure(name string, err error) error {
+	if !a.empty() {
+		return nil
+	}
+	e := &Error{Kind: Empty, Name: name, Err: err}
 	var std *net.DNSError
-	kind := ServFail
-	if errors.As(err, &std) {
-		switch {
-		case std.IsNotFound:
-			kind = NotFound
-		case std.IsTimeout:
-			kind = Timeout
-		}
+	switch isStd := errors.As(err, &std); {
+	case isStd && std.IsNotFound:
+		e.Kind = NotFound
+	case isStd && std.IsTimeout, errors.Is(err, context.Canceled):
+		e.Kind = Timeout
+	case err != nil:
+		e.Kind = ServFail
 	}
-	return &Error{Kind: kind, Name: name, Err: err}
-}
-
-// usable keeps the addresses a client can connect to, each once.
-func usable(addrs []netip.Addr) []netip.Addr {
-	var out []netip.Addr
-	for _, a := range addrs {
-		a = a.Unmap()
-		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || slices.Contains(out, a) {
-			continue
-		}
-		if out = append(out, a); len(out) == maxRecords {
-			break
-		}
-	}
-	return out
+	return e
 }

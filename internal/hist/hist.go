@@ -1,14 +1,35 @@
 // Package hist keeps distributions of durations: lock-free to record, plain values
 // to read, mergeable across connections, nodes and processes.
 //
-// Buckets are log-linear, as in HdrHistogram: each power of two of nanoseconds is
-// cut into 32 equal parts, so a quantile is at most 1/32 (3.1 %) above the truth
-// within one bucket and its midpoint half of that. From 1 ns to 73 minutes that is
-// 1,216 counters, 9.5 KiB.
+//	var latency hist.Histogram // the zero value is ready
+//
+//	start := time.Now()
+//	err := exchange(conn, req)
+//	latency.Record(time.Since(start))
+//
+//	s := latency.Snapshot()
+//	log.Printf("%d requests, mean %v, p99 %v, longest %v", s.Count, s.Mean(), s.Quantile(0.99), s.Max)
+//
+// # What is kept
+//
+// Buckets are log-linear, as in HdrHistogram: each power of two of nanoseconds is cut
+// into 32 equal parts, and a quantile is reported as the middle of its bucket. So it
+// is at most 1/64 (1.6 %) off, below 32 ns not at all. That takes 1,216 counters, 9.5
+// KiB, for durations up to 73 minutes; Count, Sum, Min, Max and the mean are exact.
+//
+// # Limits
+//
+// Longer durations are all in the last bucket, of which a quantile knows only that
+// Max is its end. Negative ones count as 0. Sum stops at what a Duration holds, 292
+// years, which 1,000 operations in flight at all times reach in 107 days; Mean and the
+// sum in JSON go on.
+//
+// Concurrent calls of Record share cache lines when their durations are alike, which
+// costs tens of nanoseconds with many cores. A histogram per node or per worker, merged
+// when read, avoids it.
 package hist
 
 import (
-	"encoding/json"
 	"math"
 	"math/bits"
 	"sync/atomic"
@@ -16,28 +37,39 @@ import (
 )
 
 const (
-	parts     = 32 // of a power of two
-	partBits  = 5
-	maxExp    = 42                              // 2⁴² ns are 73 minutes: longer is counted there
-	numBucket = (maxExp - partBits + 1) * parts // the first 32 values have a bucket each
+	partBits   = 5
+	parts      = 1 << partBits                   // of each power of two
+	maxExp     = 42                              // 2⁴² ns are 73 minutes
+	numBuckets = (maxExp - partBits + 1) * parts // values below 32 have a bucket each
 )
 
-// Histogram is a distribution that is being recorded. The zero Histogram is empty
-// and ready; all methods are safe for concurrent use. It must not be copied.
+// A Histogram is a distribution that is being recorded. The zero Histogram is empty
+// and ready. All methods may be called concurrently; it must not be copied.
 type Histogram struct {
-	buckets [numBucket]atomic.Uint64
-	sum     atomic.Int64
+	buckets [numBuckets]atomic.Uint64
+	sum     atomic.Uint64 // the low half
+	carry   atomic.Uint64 // the high half
 	max     atomic.Int64
+	low     atomic.Int64 // how far the shortest is below the longest Duration; 0 when empty
 }
 
-// Record adds a duration. Negative ones count as 0.
+// Record adds a duration. The bucket comes last: who sees it there sees it in the
+// sum, in Min and in Max.
 func (h *Histogram) Record(d time.Duration) {
-	d = max(d, 0)
+	d = min(max(d, 0), math.MaxInt64-1)
+	raise(&h.max, int64(d))
+	raise(&h.low, math.MaxInt64-int64(d))
+	if h.sum.Add(uint64(d)) < uint64(d) {
+		h.carry.Add(1)
+	}
 	h.buckets[index(uint64(d))].Add(1)
-	h.sum.Add(int64(d))
+}
+
+// raise sets a to v if that is more.
+func raise(a *atomic.Int64, v int64) {
 	for {
-		top := h.max.Load()
-		if int64(d) <= top || h.max.CompareAndSwap(top, int64(d)) {
+		old := a.Load()
+		if v <= old || a.CompareAndSwap(old, v) {
 			return
 		}
 	}
@@ -51,7 +83,7 @@ func index(v uint64) int {
 	}
 	exp := bits.Len64(v) - 1
 	if exp >= maxExp {
-		return numBucket - 1
+		return numBuckets - 1
 	}
 	row := exp - partBits
 	return row*parts + int(v>>row)
@@ -67,87 +99,31 @@ func bounds(i int) (low, next uint64) {
 	return part << row, (part + 1) << row
 }
 
-// Snapshot returns the distribution as it is now. Records that happen meanwhile
-// may be in it or not.
+// Snapshot returns the distribution as it is now. Calls of Record meanwhile are in
+// none, some or all of its fields.
 func (h *Histogram) Snapshot() Snapshot {
-	s := Snapshot{Sum: time.Duration(h.sum.Load()), Max: time.Duration(h.max.Load())}
-	for i := range h.buckets {
-		n := h.buckets[i].Load()
-		if n == 0 {
-			continue
-		}
-		if s.counts == nil {
-			s.counts = make([]uint64, numBucket)
-		}
-		s.counts[i] = n
-		s.Count += n
+	if h.low.Load() == 0 {
+		return Snapshot{}
 	}
+	s := Snapshot{counts: make([]uint64, numBuckets)}
+	for i := range h.buckets {
+		s.counts[i] = h.buckets[i].Load()
+		s.Count += s.counts[i]
+	}
+	if s.Count == 0 {
+		return Snapshot{}
+	}
+	s.carry, s.low = h.carry.Load(), h.sum.Load()
+	s.Sum = clamp(s.carry, s.low)
+	s.Min = time.Duration(math.MaxInt64 - h.low.Load())
+	s.Max = time.Duration(h.max.Load())
 	return s
 }
 
-// Snapshot is a distribution at one moment. The zero Snapshot is empty.
-type Snapshot struct {
-	Count  uint64
-	Sum    time.Duration
-	Max    time.Duration // exact
-	counts []uint64      // nil when empty; never written once made
-}
-
-// Mean returns the average, 0 when empty.
-func (s Snapshot) Mean() time.Duration {
-	if s.Count == 0 {
-		return 0
+// clamp is a sum of 128 bits as far as a Duration goes.
+func clamp(carry, low uint64) time.Duration {
+	if carry > 0 || low > math.MaxInt64 {
+		return math.MaxInt64
 	}
-	return s.Sum / time.Duration(s.Count)
-}
-
-// Quantile returns the duration that a share q of all records does not pass, q
-// from 0 to 1, at most 3.1 % above the truth and never above Max; 0 when empty.
-func (s Snapshot) Quantile(q float64) time.Duration {
-	if s.Count == 0 {
-		return 0
-	}
-	rank := uint64(math.Ceil(min(max(q, 0), 1) * float64(s.Count)))
-	rank = max(rank, 1)
-	seen := uint64(0)
-	for i, n := range s.counts {
-		if seen += n; seen >= rank {
-			if i == numBucket-1 {
-				return s.Max
-			}
-			_, next := bounds(i)
-			return min(time.Duration(next-1), s.Max)
-		}
-	}
-	return s.Max
-}
-
-// Merge returns the distribution of both together.
-func (s Snapshot) Merge(o Snapshot) Snapshot {
-	merged := Snapshot{Count: s.Count + o.Count, Sum: s.Sum + o.Sum, Max: max(s.Max, o.Max)}
-	if merged.Count == 0 {
-		return merged
-	}
-	merged.counts = make([]uint64, numBucket)
-	for _, part := range [][]uint64{s.counts, o.counts} {
-		for i, n := range part {
-			merged.counts[i] += n
-		}
-	}
-	return merged
-}
-
-// MarshalJSON gives the count and, in seconds, the mean, the usual quantiles and
-// the maximum.
-func (s Snapshot) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Count uint64  `json:"count"`
-		Mean  float64 `json:"mean"`
-		P50   float64 `json:"p50"`
-		P90   float64 `json:"p90"`
-		P99   float64 `json:"p99"`
-		P999  float64 `json:"p999"`
-		Max   float64 `json:"max"`
-	}{s.Count, s.Mean().Seconds(), s.Quantile(.5).Seconds(), s.Quantile(.9).Seconds(),
-		s.Quantile(.99).Seconds(), s.Quantile(.999).Seconds(), s.Max.Seconds()})
+	return time.Duration(low)
 }

@@ -1,9 +1,8 @@
 package sockopt
 
 import (
-	"context"
-	"io"
 	"net"
+	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -13,20 +12,26 @@ import (
 )
 
 // pair is a connected pair on loopback, dialed with options.
-func pair(t *testing.T, o Options) (client, server net.Conn) {
+func pair(t testing.TB, o Options) (client, server net.Conn) {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	return connect(t, listen(t, "tcp", "127.0.0.1:0"), o)
+}
+
+func listen(t testing.TB, network, addr string) net.Listener {
+	t.Helper()
+	ln, err := net.Listen(network, addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return connect(t, ln, o)
+	return ln
 }
 
-func connect(t *testing.T, ln net.Listener, o Options) (client, server net.Conn) {
+// connect takes one connection from a listener, and closes it.
+func connect(t testing.TB, ln net.Listener, o Options) (client, server net.Conn) {
 	t.Helper()
 	defer ln.Close()
 	d := net.Dialer{Control: o.Control, KeepAlive: -1}
-	client, err := d.DialContext(context.Background(), ln.Addr().Network(), ln.Addr().String())
+	client, err := d.DialContext(t.Context(), ln.Addr().Network(), ln.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -41,9 +46,9 @@ func connect(t *testing.T, ln net.Listener, o Options) (client, server net.Conn)
 	return client, server
 }
 
-func option(t *testing.T, c net.Conn, level, name int) (value int) {
+func option(t *testing.T, c syscall.Conn, level, name int) (value int) {
 	t.Helper()
-	raw, err := c.(syscall.Conn).SyscallConn()
+	raw, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,28 +61,39 @@ func option(t *testing.T, c net.Conn, level, name int) (value int) {
 
 func TestKeepAliveAndUserTimeout(t *testing.T) {
 	c, _ := pair(t, Options{
-		KeepAlive:   net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3},
-		UserTimeout: 30 * time.Second,
+		KeepAlive:   net.KeepAliveConfig{Enable: true, Idle: 16 * time.Second, Interval: 5 * time.Second, Count: 3},
+		UserTimeout: 31 * time.Second,
 	})
 	for _, o := range []struct {
 		what              string
 		level, name, want int
 	}{
 		{"SO_KEEPALIVE", unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
-		{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},
+		{"TCP_KEEPIDLE", unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 16},
 		{"TCP_KEEPINTVL", unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 5},
 		{"TCP_KEEPCNT", unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 3},
-		{"TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 30_000},
+		{"TCP_USER_TIMEOUT", unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 31_000},
 	} {
-		if got := option(t, c, o.level, o.name); got != o.want {
+		if got := option(t, c.(syscall.Conn), o.level, o.name); got != o.want {
 			t.Errorf("%s = %d, want %d", o.what, got, o.want)
+		}
+	}
+}
+
+func TestUserTimeoutIsNeverRoundedAway(t *testing.T) {
+	for given, want := range map[time.Duration]int{
+		0: 0, -1: 0, 1: 1, time.Millisecond: 1, 1500 * time.Microsecond: 2, 1 << 62: 1<<31 - 1,
+	} {
+		c, _ := pair(t, Options{UserTimeout: given})
+		if got := option(t, c.(syscall.Conn), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT); got != want {
+			t.Errorf("%v: TCP_USER_TIMEOUT = %d, want %d", given, got, want)
 		}
 	}
 }
 
 func TestKeepAliveOff(t *testing.T) {
 	c, _ := pair(t, Options{})
-	if got := option(t, c, unix.SOL_SOCKET, unix.SO_KEEPALIVE); got != 0 {
+	if got := option(t, c.(syscall.Conn), unix.SOL_SOCKET, unix.SO_KEEPALIVE); got != 0 {
 		t.Errorf("SO_KEEPALIVE = %d, want off", got)
 	}
 }
@@ -85,126 +101,75 @@ func TestKeepAliveOff(t *testing.T) {
 func TestNoDelayUnlessNagle(t *testing.T) {
 	for _, nagle := range []bool{false, true} {
 		c, _ := pair(t, Options{Nagle: nagle})
-		if got := option(t, c, unix.IPPROTO_TCP, unix.TCP_NODELAY) != 0; got == nagle {
+		if got := option(t, c.(syscall.Conn), unix.IPPROTO_TCP, unix.TCP_NODELAY) != 0; got == nagle {
 			t.Errorf("Nagle %v: TCP_NODELAY is %v", nagle, got)
 		}
 	}
 }
 
 func TestBufferSizes(t *testing.T) {
-	const want = 65536
-	c, _ := pair(t, Options{RecvBuf: want, SendBuf: want})
-	for _, name := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF} {
-		if got := option(t, c, unix.SOL_SOCKET, name); got != 2*want { // Linux doubles it for its own use
+	c, _ := pair(t, Options{RecvBuf: 65536, SendBuf: 32768})
+	for name, want := range map[int]int{unix.SO_RCVBUF: 65536, unix.SO_SNDBUF: 32768} {
+		if got := option(t, c.(syscall.Conn), unix.SOL_SOCKET, name); got != 2*want { // Linux doubles it for its own use
 			t.Errorf("option %d = %d, want %d", name, got, 2*want)
 		}
 	}
 }
 
-// settled polls until the connection says want: what the peer did takes a moment
-// to arrive.
-func settled(t *testing.T, c net.Conn, want Readiness) {
-	t.Helper()
-	p := NewPoller(c.(syscall.Conn))
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	var got Readiness
-	for range 5000 {
-		if got = p.Poll(); got == want {
-			return
-		}
-		<-tick.C
-	}
-	t.Errorf("readiness %d, want %d", got, want)
-}
-
-func TestPollTellsWhatTheKernelKnows(t *testing.T) {
-	networks := map[string]func(t *testing.T) net.Listener{
-		"tcp": func(t *testing.T) net.Listener { return listen(t, "tcp", "127.0.0.1:0") },
-		"unix": func(t *testing.T) net.Listener {
-			return listen(t, "unix", filepath.Join(t.TempDir(), "s"))
-		},
-	}
-	for name, ln := range networks {
-		t.Run(name, func(t *testing.T) {
-			t.Run("idle", func(t *testing.T) {
-				c, _ := connect(t, ln(t), Options{})
-				settled(t, c, Idle)
-			})
-			t.Run("bytes wait", func(t *testing.T) {
-				c, s := connect(t, ln(t), Options{})
-				io.WriteString(s, "late")
-				settled(t, c, Readable)
-				got := make([]byte, 4)
-				if _, err := io.ReadFull(c, got); err != nil || string(got) != "late" {
-					t.Errorf("the poll ate bytes: %q, %v", got, err)
-				}
-				settled(t, c, Idle)
-			})
-			t.Run("peer closed", func(t *testing.T) {
-				c, s := connect(t, ln(t), Options{})
-				s.Close()
-				settled(t, c, Closed)
-			})
-			t.Run("peer wrote and closed", func(t *testing.T) {
-				c, s := connect(t, ln(t), Options{})
-				io.WriteString(s, "bye")
-				s.Close()
-				settled(t, c, Closed)
-			})
-			t.Run("peer closed its sending half", func(t *testing.T) {
-				c, s := connect(t, ln(t), Options{})
-				s.(interface{ CloseWrite() error }).CloseWrite()
-				settled(t, c, Closed)
-			})
-			t.Run("closed here", func(t *testing.T) {
-				c, _ := connect(t, ln(t), Options{})
-				p := NewPoller(c.(syscall.Conn))
-				c.Close()
-				if got := p.Poll(); got != Closed {
-					t.Errorf("readiness %d, want Closed", got)
-				}
-			})
-		})
-	}
-	t.Run("reset", func(t *testing.T) {
-		c, s := pair(t, Options{})
-		s.(*net.TCPConn).SetLinger(0)
-		s.Close()
-		settled(t, c, Closed)
-	})
-}
-
-func listen(t *testing.T, network, addr string) net.Listener {
-	t.Helper()
-	ln, err := net.Listen(network, addr)
+func TestBuffersOfAListenerAreInherited(t *testing.T) {
+	o := Options{RecvBuf: 65536}
+	ln, err := (&net.ListenConfig{Control: o.Control}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ln
+	_, server := connect(t, ln, Options{})
+	if got := option(t, server.(syscall.Conn), unix.SOL_SOCKET, unix.SO_RCVBUF); got != 2*65536 {
+		t.Errorf("SO_RCVBUF of what was accepted = %d", got)
+	}
 }
 
-func TestPollAllocatesNothing(t *testing.T) {
+func TestWhatIsNotTCPIsLeftAlone(t *testing.T) {
+	o := Options{KeepAlive: net.KeepAliveConfig{Enable: true}, RecvBuf: 1 << 20, UserTimeout: time.Second}
+	plain, _ := connect(t, listen(t, "unix", filepath.Join(t.TempDir(), "s")), Options{})
+	c, _ := connect(t, listen(t, "unix", filepath.Join(t.TempDir(), "s")), o)
+	got := option(t, c.(syscall.Conn), unix.SOL_SOCKET, unix.SO_RCVBUF)
+	if want := option(t, plain.(syscall.Conn), unix.SOL_SOCKET, unix.SO_RCVBUF); got != want {
+		t.Errorf("SO_RCVBUF of a Unix socket went from %d to %d", want, got)
+	}
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	if err := o.Apply(near); err != nil {
+		t.Errorf("a pipe: %v", err)
+	}
+}
+
+func TestApplyReachesAnEmbeddedTCPConn(t *testing.T) {
 	c, _ := pair(t, Options{})
-	p := NewPoller(c.(syscall.Conn))
-	if n := testing.AllocsPerRun(100, func() { p.Poll() }); n != 0 {
-		t.Errorf("%v allocations", n)
+	wrapped := struct{ *net.TCPConn }{c.(*net.TCPConn)}
+	if err := (Options{Nagle: true}).Apply(wrapped); err != nil {
+		t.Fatal(err)
+	}
+	if got := option(t, wrapped, unix.IPPROTO_TCP, unix.TCP_NODELAY); got != 0 {
+		t.Errorf("TCP_NODELAY = %d, want off", got)
 	}
 }
 
-func BenchmarkPoll(b *testing.B) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
+func TestErrorsNameTheCall(t *testing.T) {
+	c, _ := pair(t, Options{})
+	raw, _ := c.(syscall.Conn).SyscallConn()
+	c.Close()
+	if err := (Options{}).Control("tcp4", "", raw); err == nil {
+		t.Error("a closed socket took options")
 	}
-	defer ln.Close()
-	c, err := net.Dial("tcp", ln.Addr().String())
-	if err != nil {
-		b.Fatal(err)
+	if err := (Options{}).Apply(c); err == nil {
+		t.Error("a closed connection took options")
 	}
-	defer c.Close()
-	p := NewPoller(c.(syscall.Conn))
-	for b.Loop() {
-		p.Poll()
+	var refused *os.SyscallError
+	err := Options{RecvBuf: 1}.set(^uintptr(0) >> 1)
+	if e, ok := err.(interface{ Unwrap() []error }); !ok || len(e.Unwrap()) != 1 {
+		t.Fatalf("a bad descriptor: %v", err)
+	} else if refused, ok = e.Unwrap()[0].(*os.SyscallError); !ok || refused.Syscall != "setsockopt" {
+		t.Errorf("a bad descriptor: %v", err)
 	}
 }

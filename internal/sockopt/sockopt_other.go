@@ -1,7 +1,7 @@
-//go:build !unix
+//go:build (!unix && !windows) || aix
 
 package sockopt
 
-func (o Options) beforeConnect(uintptr) error { return nil }
+func (o Options) set(uintptr) error { return nil }
 
 func poll(uintptr) Readiness { return Unknown }
