@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"reflect"
 	"syscall"
 
 	"github.com/holdfast-net/holdfast/internal/certs"
@@ -164,6 +165,9 @@ func classifyTyped(err error) Class {
 	if errors.As(err, &tout) && tout.Timeout() {
 		return ClassTimeout
 	}
+	if errors.As(err, &tlsFailure{}) {
+		return ClassTLS
+	}
 	if has(err, unprocessed) {
 		return ClassUnprocessed
 	}
@@ -200,9 +204,9 @@ func classifyTLS(err error) Class {
 		unknown x509.UnknownAuthorityError
 		invalid x509.CertificateInvalidError
 		verify  *tls.CertificateVerificationError
-		alert   tls.AlertError
 		record  tls.RecordHeaderError
 	)
+	alert, alerted := remoteAlert(err)
 	switch {
 	case errors.As(err, &pin):
 		return ClassTLSPin
@@ -214,12 +218,31 @@ func classifyTLS(err error) Class {
 		return ClassTLSAuthority
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return ClassTLSExpired
-	case errors.As(err, &alert) && certAlerts[alert]:
+	case certAlerts[alert]:
 		return ClassTLSClientCert
-	case errors.As(err, &alert) && versionAlerts[alert]:
+	case versionAlerts[alert]:
 		return ClassTLSVersion
-	case errors.As(err, &alert), errors.As(err, &invalid), errors.As(err, &verify), errors.As(err, &record):
+	case alerted, errors.As(err, &invalid), errors.As(err, &verify), errors.As(err, &record):
 		return ClassTLS
 	}
 	return ClassOther
+}
+
+// tlsFailure marks an error of a TLS handshake, for most have no type of their own.
+type tlsFailure struct{ error }
+
+func (f tlsFailure) Unwrap() error { return f.error }
+
+// remoteAlert is the alert by which the peer ended TLS. crypto/tls has a type for
+// alerts, but over TCP it returns an unexported one: a byte in a [net.OpError].
+func remoteAlert(err error) (tls.AlertError, bool) {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" {
+		return 0, false
+	}
+	v := reflect.ValueOf(op.Err)
+	if v.Kind() != reflect.Uint8 {
+		return 0, false
+	}
+	return tls.AlertError(v.Uint()), true
 }

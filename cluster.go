@@ -39,7 +39,7 @@ type Cluster struct {
 	nodes      []*Node // in configured order
 	names      []*name // endpoints that must be looked up
 	resolved   bool    // there was a first answer, good or bad
-	resolveErr error   // of the last resolution
+	resolveErr *Error  // of the source's last word; each name has its own
 	version    uint64  // of the facts that a view depends on
 	published  uint64  // version of the view
 	panicking  bool
@@ -175,10 +175,11 @@ func due(at, now time.Duration, next *time.Duration) bool {
 // fillDueLocked keeps MinIdle connections ready.
 func (n *Node) fillDueLocked(now time.Duration, next *time.Duration) {
 	want := n.c.cfg.Pool.MinIdle
-	if want == 0 || !n.deriveLocked().usable() || !due(n.fillAt, now, next) {
+	if want == 0 || !n.deriveLocked().usable() {
 		return
 	}
-	for len(n.pool.idle)+n.pool.dialing < want && n.c.mayDialLocked(n) {
+	n.refill = slices.DeleteFunc(n.refill, func(at time.Duration) bool { return due(at, now, next) })
+	for len(n.pool.idle)+n.pool.away+n.pool.dialing+len(n.refill) < want && n.c.mayDialLocked(n) {
 		n.c.dialLocked(n)
 	}
 }
@@ -223,35 +224,36 @@ func (c *Cluster) sweepDueLocked(now time.Duration, next *time.Duration) {
 	}
 }
 
-// sweep polls the connections that have rested, one at a time and outside the
-// lock, from the one used longest ago. Those to be pinged follow at the end: that
-// takes a round trip each.
+// sweep polls the connections that have rested, and pings those that are due, one
+// at a time and outside the lock, from the one used longest ago: the others are
+// there for callers meanwhile.
 func (c *Cluster) sweep(n *Node) {
-	var ping []*Conn
 	for i := 0; ; {
 		conn := c.takeRested(n, i)
 		if conn == nil {
 			break
 		}
-		if cause := conn.unfit(clock()); cause != nil {
+		cause := conn.unfit(clock())
+		if every := c.cfg.Pool.Ping; cause == nil && every > 0 && clock()-max(conn.since, conn.pinged) >= every {
+			cause = c.ping(conn)
+			conn.pinged = clock()
+		}
+		if cause != nil {
 			c.closeConn(conn, cause)
-			continue
+		} else {
+			c.giveBack(conn, false, conn.since) // a ping is no use: the idle time goes on
+			i++
 		}
-		if c.cfg.Pool.Ping > 0 && clock()-conn.since >= c.cfg.Pool.Ping {
-			ping = append(ping, conn)
-			continue
-		}
-		c.park(conn, conn.since)
-		i++
-	}
-	for _, conn := range ping {
-		if err := c.ping(conn); err != nil {
-			c.closeConn(conn, err)
-			continue
-		}
-		c.giveBack(conn, false)
+		c.lookedAt(n)
 	}
 	c.settle()
+}
+
+func (c *Cluster) lookedAt(n *Node) {
+	c.mu.Lock()
+	n.pool.away--
+	c.mu.Unlock()
+	c.wakeup()
 }
 
 // takeRested takes the i-th connection at rest, if it has rested for a sweep.
@@ -264,6 +266,7 @@ func (c *Cluster) takeRested(n *Node, i int) *Conn {
 	}
 	conn := idle[i]
 	n.pool.idle = slices.Delete(idle, i, i+1)
+	n.pool.away++
 	return conn
 }
 
@@ -281,6 +284,7 @@ func (c *Cluster) setEndpoints(endpoints []Endpoint) {
 		}
 	}
 	c.names = names
+	c.resolveErr = nil
 	c.regroupLocked()
 	c.mu.Unlock()
 	c.settle()
@@ -431,8 +435,8 @@ func (c *Cluster) waitResolved(ctx context.Context) error {
 		select {
 		case <-v.gone:
 		case <-ctx.Done():
-			cause := context.Cause(ctx)
-			return &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(cause), Err: cause}
+			end := ended(ctx)
+			return &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(end), Err: end}
 		case <-c.ctx.Done():
 			return c.closedNow()
 		}
@@ -442,8 +446,11 @@ func (c *Cluster) waitResolved(ctx context.Context) error {
 // waitUsable waits until some node may be picked, for as long as a backoff can
 // last, and reports whether ctx still lives.
 func (c *Cluster) waitUsable(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Backoff.Max*2, errWaitedLong)
-	defer cancel()
+	if most := c.cfg.Backoff.Max; most > 0 {
+		var cancel func()
+		ctx, cancel = context.WithTimeoutCause(ctx, most*2, errWaitedLong)
+		defer cancel()
+	}
 	for {
 		v := c.view.Load()
 		if len(v.tiers) > 0 || c.closedNow() != nil {
@@ -474,7 +481,9 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 			return err
 		}
 		if !sleep(ctx, c.cfg.Retry.Backoff.delay(4)) || !c.waitUsable(ctx) {
-			return err
+			var e *Error
+			errors.As(err, &e)
+			return c.late(ctx, e)
 		}
 	}
 }
@@ -484,7 +493,7 @@ func (c *Cluster) ResetBackoff() {
 	c.mu.Lock()
 	for _, n := range c.nodes {
 		n.failures = 0
-		n.fillAt = 0
+		n.refill = nil
 		if n.retryAt != 0 {
 			n.backoffOverLocked("reset")
 		}
@@ -506,7 +515,10 @@ func (c *Cluster) Refresh(spread time.Duration) {
 	if spread > 0 {
 		for _, n := range c.nodes {
 			for conn := range n.conns {
-				conn.expires.Store(int64(clock() + time.Duration(rand.Int64N(int64(spread)))))
+				at := int64(clock() + time.Duration(rand.Int64N(int64(spread))))
+				if old := conn.expires.Load(); old == 0 || at < old {
+					conn.expires.Store(at)
+				}
 			}
 		}
 	}
@@ -579,6 +591,7 @@ func (c *Cluster) Close() error {
 		for conn := range n.conns {
 			conns = append(conns, conn)
 		}
+		n.pool.idle = nil
 		n.refuseLocked(ErrClosed)
 	}
 	c.outdatedLocked()

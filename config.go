@@ -211,7 +211,7 @@ func (cfg Config) resolved() (Config, error) {
 		cfg.Retry.Classify = Classify
 	}
 	cfg.Timeouts.resolve()
-	cfg.Backoff.resolve(Backoff{Base: 200 * time.Millisecond, Max: 30 * time.Second, Multiplier: 1.6, Jitter: 0.2})
+	cfg.Backoff.resolve()
 	cfg.Retry.resolve()
 	cfg.Pool.resolve()
 	cfg.Check.resolve(cfg.Probe != nil)
@@ -228,11 +228,11 @@ func (t *Timeouts) resolve() {
 	t.Stagger = or(t.Stagger, 250*time.Millisecond)
 }
 
-func (b *Backoff) resolve(def Backoff) {
-	b.Base = or(b.Base, def.Base)
-	b.Max = or(b.Max, def.Max)
-	b.Multiplier = or(b.Multiplier, def.Multiplier)
-	b.Jitter = or(b.Jitter, def.Jitter)
+func (b *Backoff) resolve() {
+	b.Base = or(b.Base, 200*time.Millisecond)
+	b.Max = or(b.Max, 30*time.Second)
+	b.Multiplier = or(b.Multiplier, 1.6)
+	b.Jitter = or(b.Jitter, 0.2)
 	b.StableAfter = or(b.StableAfter, 10*time.Second)
 }
 
@@ -243,7 +243,10 @@ func (b Backoff) delay(n int) time.Duration {
 func (r *Retry) resolve() {
 	r.Attempts = max(1, or(r.Attempts, 3))
 	r.PerTry = or(r.PerTry, 0)
-	r.Backoff.resolve(Backoff{Base: 12500 * time.Microsecond, Max: 125 * time.Millisecond, Multiplier: 2, Jitter: 1})
+	if r.Backoff == (Backoff{}) {
+		r.Backoff = Backoff{Base: 12500 * time.Microsecond, Max: 125 * time.Millisecond, Multiplier: 2, Jitter: 1}
+	}
+	r.Backoff.resolve()
 	if r.Budget == nil {
 		r.Budget = &Budget{}
 	}
@@ -251,11 +254,14 @@ func (r *Retry) resolve() {
 
 func (p *Pool) resolve() {
 	p.Max = or(p.Max, 4*runtime.GOMAXPROCS(0))
+	p.MinIdle = or(p.MinIdle, 0)
 	p.MaxDials = max(1, or(p.MaxDials, 2))
 	p.Total = or(p.Total, 1024)
 	p.Waiters = or(p.Waiters, 1024)
 	p.MaxIdleTime = or(p.MaxIdleTime, 5*time.Minute)
 	p.MaxLifetime = or(p.MaxLifetime, time.Hour)
+	p.Ping = or(p.Ping, 0)
+	p.WaitTarget = or(p.WaitTarget, 0)
 	if p.CheckIdle == 0 {
 		p.CheckIdle = time.Millisecond // negative stays: it means never
 	}
@@ -281,6 +287,7 @@ func (o *Outlier) resolve() {
 	o.Interval = or(o.Interval, 10*time.Second)
 	o.Eject = or(o.Eject, 30*time.Second)
 	o.MaxEject = or(o.MaxEject, 300*time.Second)
+	o.SlowStart = or(o.SlowStart, 0)
 }
 
 func (s *Socket) resolve() error {
@@ -313,7 +320,7 @@ func (cfg *Config) check() error {
 	p := cfg.Pool
 	bad(p.Max == 0, "Pool.Max must allow a connection")
 	bad(p.Total == 0, "Pool.Total must allow a connection")
-	bad(p.MinIdle < 0 || p.MinIdle > p.Max, "Pool.MinIdle is not between 0 and Pool.Max")
+	bad(p.MinIdle > p.Max, "Pool.MinIdle is more than Pool.Max")
 	bad(cfg.Backoff.Jitter > 1 || cfg.Retry.Backoff.Jitter > 1, "Backoff.Jitter is above 1")
 	bad(cfg.Outlier.MaxPercent > 100 || cfg.Outlier.PanicPercent > 100, "Outlier percentages go to 100")
 	bad(cfg.Outlier.FailurePercent > 100, "Outlier.FailurePercent goes to 100")

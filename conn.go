@@ -38,6 +38,7 @@ type Conn struct {
 
 	written, read atomic.Int64 // since opened
 	failed        atomic.Pointer[ioFailure]
+	interrupted   atomic.Bool // its deadlines have passed, for good
 	retired       atomic.Bool
 	closed        atomic.Bool
 
@@ -45,9 +46,11 @@ type Conn struct {
 	lease   Lease
 	holds   atomic.Bool
 	pooled  bool          // counted in the node's pool: Release gives it back
+	probe   bool          // a check's own: it does not make its node ready
 	uses    int           // exchanges that succeeded
 	greeted int64         // bytes read by the handshakes
 	since   time.Duration // clock() of the checkout or, at rest, of the release
+	pinged  time.Duration // clock() of the last Pool.Ping
 	start   int64         // written at the checkout
 	limits  limits
 }
@@ -102,6 +105,7 @@ func (n *Node) newConn(raw net.Conn) *Conn {
 func (conn *Conn) Read(p []byte) (int, error) {
 	if l := &conn.limits; l.read > 0 && !l.ownRead.Load() {
 		conn.nc.SetReadDeadline(earlier(time.Now().Add(l.read), l.end))
+		conn.stayInterrupted()
 	}
 	start := conn.startLog()
 	n, err := conn.nc.Read(p)
@@ -120,6 +124,7 @@ func (conn *Conn) Read(p []byte) (int, error) {
 func (conn *Conn) Write(p []byte) (int, error) {
 	if l := &conn.limits; l.write > 0 && !l.ownWrite.Load() {
 		conn.nc.SetWriteDeadline(earlier(time.Now().Add(l.write), l.end))
+		conn.stayInterrupted()
 	}
 	start := conn.startLog()
 	n, err := conn.nc.Write(p)
@@ -142,7 +147,7 @@ func (conn *Conn) ReadFrom(r io.Reader) (int64, error) {
 	n, err := from.ReadFrom(r)
 	conn.written.Add(n)
 	if err != nil {
-		conn.fail(PhaseWrite, err)
+		conn.copyFailed(PhaseWrite, err)
 	}
 	return n, err
 }
@@ -156,9 +161,19 @@ func (conn *Conn) WriteTo(w io.Writer) (int64, error) {
 	n, err := to.WriteTo(w)
 	conn.read.Add(n)
 	if err != nil {
-		conn.fail(PhaseRead, err)
+		conn.copyFailed(PhaseRead, err)
 	}
 	return n, err
+}
+
+// copyFailed notes an error of a copy in the kernel, which may be the other end's:
+// then this connection is not used again, but nobody is blamed.
+func (conn *Conn) copyFailed(phase Phase, err error) {
+	if sc, ok := conn.raw.(syscall.Conn); ok && sockopt.NewPoller(sc).Poll() == sockopt.Closed {
+		conn.fail(phase, err)
+		return
+	}
+	conn.retired.Store(true)
 }
 
 type (
@@ -167,10 +182,21 @@ type (
 )
 
 // fail notes the first error. A deadline that has passed leaves the stream in an
-// unknown place, so it counts too.
+// unknown place, so it counts too. An interruption does not know what it stops: the
+// read or write that it ends tells the phase.
 func (conn *Conn) fail(phase Phase, err error) {
-	if conn.failed.Load() == nil {
-		conn.failed.CompareAndSwap(nil, &ioFailure{phase, err})
+	for {
+		f := conn.failed.Load()
+		switch {
+		case f == nil:
+		case f.phase == PhaseUse && phase < PhaseUse:
+			err = f.err
+		default:
+			return
+		}
+		if conn.failed.CompareAndSwap(f, &ioFailure{phase, err}) {
+			return
+		}
 	}
 }
 
@@ -182,11 +208,13 @@ func (conn *Conn) SetDeadline(t time.Time) error {
 
 func (conn *Conn) SetReadDeadline(t time.Time) error {
 	conn.limits.ownRead.Store(true)
+	defer conn.stayInterrupted()
 	return conn.nc.SetReadDeadline(earlier(t, conn.limits.end))
 }
 
 func (conn *Conn) SetWriteDeadline(t time.Time) error {
 	conn.limits.ownWrite.Store(true)
+	defer conn.stayInterrupted()
 	return conn.nc.SetWriteDeadline(earlier(t, conn.limits.end))
 }
 
@@ -248,15 +276,16 @@ func (conn *Conn) Close() error { return conn.node.c.closeHeld(conn) }
 
 // end takes the connection from its holder.
 func (conn *Conn) end(reason error, discard bool) {
-	if !conn.holds.CompareAndSwap(true, false) {
+	if !conn.pooled || !conn.holds.CompareAndSwap(true, false) {
 		if conn.closed.Load() {
 			return // already closed by the holder
 		}
-		panic("holdfast: Release or Discard of a connection that is not lent")
+		panic("holdfast: Release or Discard of a connection that the pool has not lent")
 	}
-	conn.lease.Report(clock()-conn.since, reason)
+	now := clock()
+	conn.node.report(now, -1, reason)
 	conn.lease.Done()
-	conn.node.c.giveBack(conn, discard)
+	conn.node.c.giveBack(conn, discard, now)
 }
 
 // watch makes the end of ctx interrupt the connection. The returned func stops
@@ -268,7 +297,7 @@ func (conn *Conn) watch(ctx context.Context) (stop func() bool) {
 	done := make(chan struct{})
 	cancel := context.AfterFunc(ctx, func() {
 		defer close(done)
-		conn.interrupt(context.Cause(ctx))
+		conn.interrupt(ended(ctx))
 	})
 	return func() bool {
 		if cancel() {
@@ -294,7 +323,16 @@ func (conn *Conn) close() (err error, first bool) {
 // interrupt makes every read and write fail at once, for good.
 func (conn *Conn) interrupt(err error) {
 	conn.fail(PhaseUse, err)
+	conn.interrupted.Store(true)
 	conn.nc.SetDeadline(time.Unix(1, 0))
+}
+
+// stayInterrupted follows every deadline set while a context is watched: it would
+// undo the interruption if that came first.
+func (conn *Conn) stayInterrupted() {
+	if conn.interrupted.Load() {
+		conn.nc.SetDeadline(time.Unix(1, 0))
+	}
 }
 
 // errDead is why a connection at rest cannot be used again.
@@ -310,7 +348,7 @@ func (conn *Conn) alive() error {
 		if a, ok := conn.raw.(interface{ Alive() error }); ok {
 			return conn.judge(a.Alive())
 		}
-		return nil
+		return conn.judge(nil)
 	}
 	switch conn.poller.Poll() {
 	case sockopt.Closed:
@@ -318,15 +356,16 @@ func (conn *Conn) alive() error {
 	case sockopt.Readable:
 		return conn.judge(errLateBytes)
 	}
-	return nil
+	return conn.judge(nil)
 }
 
 // judge decides about bytes at rest. In plaintext they belong to no request. In
 // TLS they may be tickets or a key update, which only a read through TLS can
-// tell: below, it is handed what is there and nothing that would block.
+// tell: below, it is handed what is there and nothing that would block. TLS may
+// also hold bytes that came with the last reply, of which the socket shows nothing.
 func (conn *Conn) judge(err error) error {
 	tc, ok := conn.nc.(*tls.Conn)
-	if !ok || err == nil || errors.Is(err, io.EOF) {
+	if !ok || errors.Is(err, io.EOF) {
 		return err
 	}
 	below := tc.NetConn().(*belowTLS)
@@ -369,7 +408,8 @@ func (b *belowTLS) Read(p []byte) (int, error) {
 
 func (b *belowTLS) empty() bool {
 	if b.conn.poller != nil {
-		return b.conn.poller.Poll() == sockopt.Idle
+		said := b.conn.poller.Poll()
+		return said == sockopt.Idle || said == sockopt.Unknown
 	}
 	a, ok := b.Conn.(interface{ Alive() error })
 	return !ok || a.Alive() == nil

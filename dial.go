@@ -1,12 +1,14 @@
 package holdfast
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"runtime/debug"
+	"slices"
 	"syscall"
 	"time"
 
@@ -47,7 +49,13 @@ func (c *Cluster) adopt(conn *Conn, event Event) error {
 	}
 	event.Attempt = n.failures + 1
 	c.emitLocked(event)
+	if n.removed && !slices.Contains(c.nodes, n) {
+		c.nodes = append(slices.Clone(c.nodes), n) // forgotten while it was dialed
+	}
 	n.conns[conn] = struct{}{}
+	if conn.probe {
+		n.probes++
+	}
 	n.pool.unproven = false
 	n.connectedLocked()
 	return nil
@@ -58,21 +66,35 @@ func (c *Cluster) adopt(conn *Conn, event Event) error {
 func (c *Cluster) connectFailed(ctx context.Context, n *Node, err error, event Event) error {
 	var e *Error
 	errors.As(err, &e)
-	if cause := context.Cause(ctx); errors.Is(cause, ErrClosed) || errors.Is(cause, context.Canceled) {
-		e.Err, e.Class = cause, c.cfg.Retry.Classify(cause)
+	switch end := ended(ctx); {
+	case c.ctx.Err() != nil:
+		e.Err, e.Class = ErrClosed, ClassClosed
+	case errors.Is(end, context.Canceled):
+		e.Err, e.Class = end, c.cfg.Retry.Classify(end)
 	}
 	n.totals.dialFailures.Add(1)
 	event.Err = e
 	c.mu.Lock()
 	event.Attempt = n.failures + 1
-	if !e.Class.local() {
+	blame := !e.Class.local() && !late(ctx)
+	if blame {
 		n.connectFailedLocked(e)
 	}
 	c.emitLocked(event)
+	c.forgetLocked(n)
 	c.mu.Unlock()
-	n.report(-1, e)
+	if blame {
+		n.report(clock(), -1, e)
+	}
 	c.settle()
 	return e
+}
+
+// late reports whether ctx should have ended much earlier: then this host was
+// stopped or starved, and what failed in it says nothing about the node.
+func late(ctx context.Context) bool {
+	end, ok := ctx.Deadline()
+	return ok && time.Since(end) > starved
 }
 
 // dial is the attempt itself: socket, TLS, handshakes.
@@ -87,6 +109,16 @@ func (c *Cluster) dial(ctx context.Context, n *Node, handshake func(context.Cont
 		return nil, n.dialError(PhaseHandshake, err)
 	}
 	return conn, nil
+}
+
+// asError is err as an *Error of this node, nil if err is nil. It calls the user's
+// Classify: never under the lock.
+func (n *Node) asError(phase Phase, err error) *Error {
+	var e *Error
+	if err == nil || errors.As(err, &e) {
+		return e
+	}
+	return n.dialError(phase, err)
 }
 
 func (n *Node) dialError(phase Phase, err error) *Error {
@@ -131,6 +163,7 @@ func (conn *Conn) shake(ctx context.Context, own func(context.Context, *Conn) er
 	if !n.Endpoint().TLS && cfg.Handshake == nil && own == nil {
 		return nil
 	}
+	caller := ctx
 	ctx, cancel := limit(ctx, cfg.Timeouts.Handshake)
 	defer cancel()
 	end, _ := ctx.Deadline()
@@ -138,8 +171,12 @@ func (conn *Conn) shake(ctx context.Context, own func(context.Context, *Conn) er
 	conn.nc.SetDeadline(end)
 	stop := conn.watch(ctx)
 	err := conn.shakeHands(ctx, own)
-	if stop() {
-		err = errors.Join(context.Cause(ctx), err)
+	interrupted := stop()
+	switch cause := ended(caller); {
+	case err != nil && cause != nil:
+		err = errors.Join(cause, err)
+	case interrupted:
+		err = errors.Join(ended(ctx), err)
 	}
 	if err != nil {
 		return err
@@ -155,7 +192,7 @@ func (conn *Conn) shakeHands(ctx context.Context, own func(context.Context, *Con
 		tc := tls.Client(&belowTLS{Conn: conn.raw, conn: conn}, n.c.tlsConfig(e))
 		conn.nc = tc
 		if err := tc.HandshakeContext(ctx); err != nil {
-			return err
+			return tlsFailure{err}
 		}
 	}
 	for _, f := range []func(context.Context, *Conn) error{n.c.cfg.Handshake, own} {
@@ -186,12 +223,16 @@ func (c *Cluster) baseTLS() *tls.Config {
 }
 
 func (c *Cluster) tlsConfig(e Endpoint) *tls.Config {
-	cfg := c.tls
-	if cfg.ServerName != "" && e.ServerName == "" {
-		return cfg
+	cfg := c.tls.Clone()
+	if cfg.ServerName == "" || e.ServerName != "" {
+		cfg.ServerName = e.serverName()
 	}
-	cfg = cfg.Clone()
-	cfg.ServerName = e.serverName()
+	if verify := cfg.VerifyConnection; verify != nil {
+		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+			cs.ServerName = cmp.Or(cs.ServerName, cfg.ServerName) // crypto/tls leaves an address out
+			return verify(cs)
+		}
+	}
 	return cfg
 }
 
@@ -221,11 +262,12 @@ func (c *Cluster) DialContext(ctx context.Context, network, addr string) (net.Co
 	if n := c.nodeAt(addr); n != nil {
 		return c.dialOwned(ctx, n)
 	}
-	conn, failed, err := c.race(ctx, nil, c.dialTry)
+	r := c.newRace(c.pickAny, c.dialTry)
+	conn, err := r.lead(ctx)
 	if err != nil {
 		return nil, err
 	}
-	c.stats.hidden.Add(uint64(len(failed)))
+	c.hide(len(r.losers(0, conn)))
 	return conn, nil
 }
 
@@ -250,10 +292,10 @@ func (c *Cluster) DialAddr(ctx context.Context, network, addr string) (net.Conn,
 		return nil, &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(err), Endpoint: e, Err: err}
 	}
 	nodes := make([]*Node, 0, len(resolved))
-	for _, e := range resolved {
+	for _, e := range familiesInTurn(resolved) {
 		nodes = append(nodes, c.foreignNode(e))
 	}
-	conn, err := c.raceAmong(ctx, nodes, c.dialTry)
+	conn, err := c.newRace(pickAmong(nodes), c.dialTry).lead(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -268,14 +310,14 @@ func (c *Cluster) dialOwned(ctx context.Context, n *Node) (net.Conn, error) {
 		lease.Done()
 		return nil, err
 	}
-	conn.hold(lease)
+	conn.hold(lease, clock())
 	return conn, nil
 }
 
 // hold gives the connection the lease of its holder.
-func (conn *Conn) hold(l Lease) {
+func (conn *Conn) hold(l Lease, now time.Duration) {
 	conn.lease = l
-	conn.since = clock()
+	conn.since = now
 	conn.start = conn.written.Load()
 	conn.holds.Store(true)
 }

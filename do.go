@@ -97,6 +97,7 @@ func (op *operation) use(ctx context.Context, conn *Conn, fn func(context.Contex
 		stop()
 		if !returned {
 			err = errPanicked
+			op.c.stats.failures.Add(1) // finish is never reached
 		}
 		err = op.giveBack(ctx, conn, err)
 	}()
@@ -110,26 +111,26 @@ var errPanicked = errors.New("holdfast: the operation panicked")
 // giveBack settles the accounts of one use: statistics, health, the connection.
 // It returns the error as the caller will see it.
 func (op *operation) giveBack(ctx context.Context, conn *Conn, err error) error {
-	c, took := op.c, clock()-conn.since
+	c, now := op.c, clock()
 	good := err == nil || has(err, reusable)
 	switch {
 	case good:
 		conn.uses++
-		conn.lease.Report(took, nil)
+		conn.node.report(now, now-conn.since, nil)
 		var m *marked
 		if errors.As(err, &m) && error(m) == err {
 			err = m.err
 		}
 	default:
 		e := op.describe(ctx, conn, err)
-		conn.lease.Report(took, e)
+		conn.node.report(now, now-conn.since, e)
 		op.tried = append(op.tried, conn.node)
 		op.hidden++
 		err = e
 	}
 	if conn.holds.CompareAndSwap(true, false) { // else fn closed it
 		conn.lease.Done()
-		c.giveBack(conn, !good)
+		c.giveBack(conn, !good, now)
 	}
 	return err
 }
@@ -158,11 +159,14 @@ func (op *operation) describe(ctx context.Context, conn *Conn, err error) *Error
 	return e
 }
 
-// ended is the cause of ctx's end. A deadline that has passed counts even if the
+// ended says why ctx ended. A deadline that has passed counts even if the
 // context's own timer is late: the connection's was first.
 func ended(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if err := ctx.Err(); err != nil {
+		if cause := context.Cause(ctx); cause != err {
+			return &ending{err, cause}
+		}
+		return err
 	}
 	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
 		return context.DeadlineExceeded
@@ -170,13 +174,24 @@ func ended(ctx context.Context) error {
 	return nil
 }
 
+// ending is the end of a context whose owner gave a cause. errors.Is finds that,
+// but errors.As does not: it may be the error of another call altogether, as
+// errgroup's is, and must not be classified as this one's.
+type ending struct{ err, cause error }
+
+func (e *ending) Error() string        { return e.err.Error() + ": " + e.cause.Error() }
+func (e *ending) Unwrap() error        { return e.err }
+func (e *ending) Is(target error) bool { return errors.Is(e.cause, target) }
+
 // again decides whether to try again, and waits until it is time. It leaves the
 // error to return in op.result.
 func (op *operation) again(err error) bool {
-	var e *Error
-	if !errors.As(err, &e) || error(e) != err {
+	var shared *Error
+	if !errors.As(err, &shared) || error(shared) != err {
 		return false // fn's own error, marked Reusable
 	}
+	own := *shared // the node remembers the other
+	e := &own
 	worthwhile := op.worthwhile(e)
 	op.note(e)
 	if !worthwhile || op.attempt >= op.c.cfg.Retry.Attempts {
@@ -210,7 +225,7 @@ func (op *operation) note(e *Error) {
 // worthwhile reports whether the failure may be repeated and could go better.
 func (op *operation) worthwhile(e *Error) bool {
 	switch {
-	case has(e, permanent), op.ctx.Err() != nil:
+	case has(e, permanent), ended(op.ctx) != nil:
 		return false
 	case e.Class == ClassUnprocessed:
 		return true
@@ -243,11 +258,19 @@ func (op *operation) pause(e *Error, immediate bool) bool {
 
 // gaveUp adds to the error that the context ended while waiting.
 func (op *operation) gaveUp(e *Error) bool {
-	if cause := context.Cause(op.ctx); cause != nil {
-		e.Err = errors.Join(cause, e.Err)
-		e.Class = op.c.cfg.Retry.Classify(cause)
-	}
+	op.result = op.c.late(op.ctx, e)
 	return false
+}
+
+// late is e with the end of the context that did not let anyone mend it.
+func (c *Cluster) late(ctx context.Context, e *Error) error {
+	end := ended(ctx)
+	if end == nil {
+		return e
+	}
+	late := *e // others hold e
+	late.Err, late.Class = errors.Join(end, e.Err), c.cfg.Retry.Classify(end)
+	return &late
 }
 
 func sleep(ctx context.Context, d time.Duration) bool {
@@ -270,8 +293,6 @@ func (op *operation) finish(start time.Duration) error {
 		return op.result
 	}
 	s.successes.Add(1)
-	if op.hidden > 0 {
-		s.hidden.Add(uint64(op.hidden))
-	}
+	op.c.hide(op.hidden)
 	return nil
 }

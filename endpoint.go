@@ -69,13 +69,24 @@ func (e *Endpoint) set(key, value string) (err error) {
 // String returns the address in the grammar of [ParseEndpoint], without weight
 // and priority.
 func (e Endpoint) String() string {
+	s := e.Network + "://" + e.Addr
 	switch {
+	case e.Network == "tcp" && e.TLS:
+		s = "tls://" + e.Addr
 	case e.Network == "unix":
-		return "unix:" + e.Addr
-	case e.TLS && e.Network == "tcp":
-		return "tls://" + e.Addr
+		s = "unix:" + e.Addr
 	}
-	return e.Network + "://" + e.Addr
+	var params []string
+	if e.TLS && e.Network != "tcp" {
+		params = append(params, "tls=true")
+	}
+	if e.TLS && e.ServerName != "" {
+		params = append(params, "sni="+e.ServerName)
+	}
+	if len(params) > 0 {
+		s += "?" + strings.Join(params, "&")
+	}
+	return s
 }
 
 func (e Endpoint) isHostPort() bool { return e.Network == "tcp" || e.Network == "udp" }

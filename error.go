@@ -153,6 +153,9 @@ func (m *marked) Unwrap() error { return m.err }
 
 // has reports whether err carries the marker.
 func has(err error, what marker) bool {
+	if err == nil {
+		return false
+	}
 	var m *marked
 	return errors.As(err, &m) && m.what == what
 }

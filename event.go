@@ -1,6 +1,7 @@
 package holdfast
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"time"
@@ -88,8 +89,8 @@ func (c *Cluster) deliver(e Event) {
 	}
 }
 
-// log writes an event with the keys endpoint, addr, attempt, duration, class and
-// err. Texts that came from outside are escaped by the handler and cut here.
+// log writes an event with the keys endpoint (as configured), addr (resolved),
+// attempt, duration, class and err. Texts that came from outside are escaped by the handler and cut here.
 func (c *Cluster) log(e Event) {
 	level := e.level()
 	if !c.cfg.Log.Enabled(context.Background(), level) {
@@ -97,7 +98,7 @@ func (c *Cluster) log(e Event) {
 	}
 	attrs := make([]slog.Attr, 0, 8)
 	if e.Node != nil {
-		attrs = append(attrs, slog.String("endpoint", e.Node.Endpoint().String()), slog.String("addr", e.Node.addr))
+		attrs = append(attrs, slog.String("endpoint", cmp.Or(e.Node.name, e.Node.Endpoint().String())), slog.String("addr", e.Node.addr))
 	}
 	if e.Kind == EventState {
 		attrs = append(attrs, slog.String("from", e.From.String()), slog.String("to", e.To.String()))

@@ -24,15 +24,16 @@ func (c *Cluster) failed(n *Node, streak int, err error) {
 	if limit == 0 || streak < limit {
 		return
 	}
+	e := n.asError(PhaseUse, err)
 	c.mu.Lock()
-	c.ejectLocked(n, fmt.Sprintf("%d failures in a row", streak), err)
+	c.ejectLocked(n, fmt.Sprintf("%d failures in a row", streak), e)
 	c.mu.Unlock()
 	c.settle()
 }
 
 // ejectLocked takes a node out for a while, unless too many are out already. The
 // cap counts this ejection too; at least one node may be out, never the last.
-func (c *Cluster) ejectLocked(n *Node, cause string, err error) {
+func (c *Cluster) ejectLocked(n *Node, cause string, err *Error) {
 	if n.ejected || n.draining {
 		return
 	}
@@ -52,9 +53,6 @@ func (c *Cluster) ejectLocked(n *Node, cause string, err error) {
 	n.ejected = true
 	n.ejects++
 	n.check.failed = false
-	if err != nil {
-		n.lastErr = err
-	}
 	n.until = clock() + c.ejectTime(n.ejects)
 	n.leaveLocked(cause, err)
 }
@@ -63,18 +61,27 @@ func (c *Cluster) ejectLocked(n *Node, cause string, err error) {
 func (n *Node) outLocked() bool { return n.ejected || n.check.down }
 
 // leaveLocked is what both ways out have in common.
-func (n *Node) leaveLocked(cause string, err error) {
+func (n *Node) leaveLocked(cause string, err *Error) {
 	n.ejectAt = clock()
-	n.changedLocked(cause, err)
+	if err == nil {
+		n.changedLocked(cause, nil)
+	} else {
+		n.lastErr = err
+		n.changedLocked(cause, err)
+	}
 	n.c.outdatedLocked()
-	n.turnAwayLocked(err)
+	n.turnAwayLocked(errUnwanted)
 	n.closeIdleLocked(errUnwanted)
 	n.c.relookupLocked()
+	n.c.wakeup()
 }
 
 // ejectTime grows with the times a node was ejected.
 func (c *Cluster) ejectTime(times int) time.Duration {
-	d := min(c.cfg.Outlier.Eject*time.Duration(times), c.cfg.Outlier.MaxEject)
+	d := c.cfg.Outlier.Eject * time.Duration(times)
+	if most := c.cfg.Outlier.MaxEject; most > 0 {
+		d = min(d, most)
+	}
 	return d + time.Duration(rand.Int64N(int64(d)/10+1))
 }
 
@@ -92,6 +99,7 @@ func (n *Node) readmitLocked(cause string) {
 	}
 	n.changedLocked(cause, nil)
 	n.c.outdatedLocked()
+	n.c.pumpLocked(n)
 	n.c.wakeup()
 }
 
@@ -123,17 +131,20 @@ func (n *Node) readmitDueLocked(now time.Duration, next *time.Duration) {
 // result that is much later than its limit says more about this host, which was
 // stopped or starved, than about the node: it is no verdict.
 func (c *Cluster) probe(n *Node) (took time.Duration, err error) {
-	limit := c.cfg.Check.Timeout
-	ctx, cancel := context.WithTimeout(c.ctx, limit)
+	most := c.cfg.Check.Timeout
+	ctx, cancel := limit(c.ctx, most)
 	defer cancel()
 	start := clock()
-	conn, err := c.connect(ctx, n, nil)
+	conn, err := c.connect(ctx, n, func(_ context.Context, conn *Conn) error {
+		conn.probe = true
+		return nil
+	})
 	if err == nil {
 		err = c.probeOn(ctx, conn)
 		c.closeConn(conn, errProbed)
 	}
 	took = clock() - start
-	if err != nil && took > limit+starved {
+	if err != nil && most > 0 && took > most+starved {
 		return took, errStarved
 	}
 	return took, err
@@ -180,11 +191,12 @@ func (n *Node) checkDueLocked(now time.Duration, next *time.Duration) {
 	}
 	n.check.busy = n.c.spawnLocked(func() {
 		took, err := n.c.probe(n)
+		e := n.asError(PhaseUse, err)
 		n.c.mu.Lock()
 		n.check.busy = false
 		n.c.emitLocked(Event{Kind: EventCheck, Node: n, Duration: took, Err: err})
 		if err != errStarved && n.c.closedLocked() == nil {
-			n.judgeLocked(err)
+			n.judgeLocked(e)
 		}
 		every := n.c.cfg.Check.Interval
 		if n.check.count > 0 {
@@ -201,7 +213,7 @@ func (n *Node) checkDueLocked(now time.Duration, next *time.Duration) {
 // Fall of them agree against the verdict. A pass also readmits a node that its
 // failures ejected, if the checks had seen the trouble too or it is the first
 // time; where traffic fails again and again and checks see nothing, traffic wins.
-func (n *Node) judgeLocked(err error) {
+func (n *Node) judgeLocked(err *Error) {
 	k := &n.check
 	k.failed = k.failed || err != nil
 	need := n.c.cfg.Check.Fall
@@ -228,7 +240,6 @@ func (n *Node) judgeLocked(err error) {
 	k.count = 0
 	k.down = !k.down
 	if k.down {
-		n.lastErr = err
 		n.leaveLocked("check failed", err)
 		return
 	}
@@ -259,7 +270,7 @@ func (c *Cluster) outlierDueLocked(now time.Duration, next *time.Duration) {
 	*next = min(*next, c.outlierAt)
 	var counts []callCount
 	for _, n := range c.nodes {
-		ok, failed := float64(n.calls[0].Swap(0)), float64(n.calls[1].Swap(0))
+		ok, failed := n.callsLocked()
 		if !n.draining && !n.outLocked() {
 			n.ejects = max(0, n.ejects-1)
 			counts = append(counts, callCount{n, ok, failed})
@@ -271,6 +282,14 @@ func (c *Cluster) outlierDueLocked(now time.Duration, next *time.Duration) {
 	if o.FailurePercent > 0 {
 		c.ejectByPercentLocked(counts)
 	}
+}
+
+// callsLocked returns the calls since the last sweep.
+func (n *Node) callsLocked() (ok, failed float64) {
+	now := [2]uint64{n.totals.successes.Load(), n.totals.failures.Load()}
+	ok, failed = float64(now[0]-n.swept[0]), float64(now[1]-n.swept[1])
+	n.swept = now
+	return ok, failed
 }
 
 type callCount struct {

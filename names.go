@@ -1,6 +1,7 @@
 package holdfast
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/holdfast-net/holdfast/internal/dns"
 )
 
 // name is an endpoint and what it stands for: the addresses of the last good
@@ -19,7 +22,8 @@ type name struct {
 	endpoint Endpoint
 	literal  bool
 	last     []Endpoint
-	answered bool // there was an answer, good or bad
+	answered bool   // there was an answer, good or bad
+	err      *Error // of the last answer, if it was bad
 	failures int
 	asking   bool
 	asked    time.Duration // clock() of the last question
@@ -40,15 +44,32 @@ func (c *Cluster) newName(e Endpoint) *name {
 	if passOn || !e.isName() {
 		return &name{endpoint: e, literal: true, last: []Endpoint{e}, answered: true}
 	}
-	return &name{endpoint: e}
+	n := &name{endpoint: e}
+	for _, old := range c.names {
+		if was := old.endpoint; was.Network == e.Network && was.Addr == e.Addr && was.TLS == e.TLS && was.ServerName == e.ServerName {
+			n.inherit(old)
+		}
+	}
+	return n
 }
 
-// label is the name as it stands in a node, "" for an address.
+// inherit keeps the addresses of a name whose weight or priority is new until the
+// next answer.
+func (n *name) inherit(old *name) {
+	n.last, n.answered, n.err = slices.Clone(old.last), old.answered, old.err
+	for i := range n.last {
+		if n.endpoint.Network != "srv" { // there the records have their own
+			n.last[i].Weight, n.last[i].Priority = n.endpoint.Weight, n.endpoint.Priority
+		}
+	}
+}
+
+// label is the endpoint as it stands in the nodes of a name, "" for an address.
 func (n *name) label() string {
 	if n.literal {
 		return ""
 	}
-	return n.endpoint.Addr
+	return n.endpoint.String()
 }
 
 func (c *Cluster) lookupDueLocked(now time.Duration, next *time.Duration) {
@@ -72,19 +93,22 @@ func (c *Cluster) ask(n *name) {
 	ctx, cancel := context.WithTimeout(c.ctx, lookupLimit)
 	defer cancel()
 	found, ttl, err := c.lookup(ctx, n.endpoint)
+	class := ClassOther
+	if err != nil {
+		class = c.cfg.Retry.Classify(err)
+	}
 
 	c.mu.Lock()
 	n.asking, n.answered, n.asked = false, true, clock()
 	if err != nil {
 		n.failures++
 		n.due = n.asked + max(time.Second, c.cfg.Backoff.delay(n.failures-1))
-		c.resolveErr = &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(err), Endpoint: n.endpoint, Err: err}
-		c.emitLocked(Event{Kind: EventResolve, Cause: n.endpoint.String(), Attempt: n.failures, Err: c.resolveErr})
+		n.err = &Error{Phase: PhaseResolve, Class: class, Endpoint: n.endpoint, Err: err}
+		c.emitLocked(Event{Kind: EventResolve, Cause: n.endpoint.String(), Attempt: n.failures, Err: n.err})
 	} else {
-		n.failures = 0
+		n.err, n.failures = nil, 0
 		n.last = found
 		n.due = c.nextLookup(n.asked, ttl)
-		c.resolveErr = nil
 	}
 	c.regroupLocked()
 	c.mu.Unlock()
@@ -105,12 +129,32 @@ func (c *Cluster) nextLookup(now, ttl time.Duration) time.Duration {
 	return now + jitter(every, 0.2)
 }
 
-// relookupLocked asks again soon: nodes fail, so perhaps they have moved.
+// resolveErrsLocked returns why the source and each name gave no good answer, as
+// copies: who fails an operation with them adds to them.
+func (c *Cluster) resolveErrsLocked() []*Error {
+	var errs []*Error
+	note := func(err *Error) {
+		if err != nil {
+			e := *err
+			errs = append(errs, &e)
+		}
+	}
+	note(c.resolveErr)
+	for _, n := range c.names {
+		note(n.err)
+	}
+	return errs
+}
+
+// relookupLocked asks again soon: nodes fail, so perhaps they have moved. It wakes
+// run only for something new, for run itself may lead here.
 func (c *Cluster) relookupLocked() {
 	for _, n := range c.names {
-		n.due = min(n.due, n.asked+lookupFloor)
+		if soon := n.asked + lookupFloor; soon < n.due {
+			n.due = soon
+			c.wakeup()
+		}
 	}
-	c.wakeup()
 }
 
 // lookup turns an endpoint into endpoints that can be dialed as they are.
@@ -127,7 +171,8 @@ func (c *Cluster) lookup(ctx context.Context, e Endpoint) ([]Endpoint, time.Dura
 	return []Endpoint{e}, 0, nil
 }
 
-// lookupOwn asks the user's function and refuses what cannot be dialed.
+// lookupOwn asks the user's function, refuses what cannot be dialed, and sees to it
+// that TLS verifies the name, not the address it leads to.
 func (c *Cluster) lookupOwn(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error) {
 	var ttl time.Duration
 	found, err := guarded(func() (found []Endpoint, err error) {
@@ -144,7 +189,13 @@ func (c *Cluster) lookupOwn(ctx context.Context, e Endpoint) ([]Endpoint, time.D
 		return err != nil
 	})
 	if len(good) == 0 {
-		return nil, 0, errors.Join(append(errs, &net.DNSError{Err: "no addresses", Name: e.Addr, IsNotFound: true})...)
+		return nil, 0, errors.Join(append(errs, &dns.Error{Kind: dns.Empty, Name: e.Addr})...)
+	}
+	if e.isHostPort() && e.ServerName == "" {
+		e.ServerName = e.serverName()
+	}
+	for i := range good {
+		good[i].ServerName = cmp.Or(good[i].ServerName, e.ServerName)
 	}
 	return good, ttl, nil
 }
@@ -215,18 +266,27 @@ func parseIP(host string) netip.Addr {
 	return a.Unmap()
 }
 
-// sameFamily returns the other nodes of the node's name with its address family.
-func (c *Cluster) sameFamily(of *Node) []*Node {
+// sameFamily returns the other nodes of the node's name with its address family,
+// if there is one of the other family left to try.
+func (c *Cluster) sameFamily(of *Node, tried []*Node) []*Node {
 	if of.name == "" {
 		return nil
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var same []*Node
+	other := false
 	for _, n := range c.nodes {
-		if n != of && n.name == of.name && n.v6 == of.v6 {
+		switch {
+		case n == of || n.name != of.name:
+		case n.v6 == of.v6:
 			same = append(same, n)
+		default:
+			other = other || n.deriveLocked().usable() && !slices.Contains(tried, n)
 		}
+	}
+	if !other {
+		return nil
 	}
 	return same
 }
@@ -241,6 +301,27 @@ func (c *Cluster) nodeAt(addr string) *Node {
 		}
 	}
 	return nil
+}
+
+// familiesInTurn orders the addresses of a name as a race over the cluster would.
+func familiesInTurn(found []Endpoint) []Endpoint {
+	var families [2][]Endpoint
+	for _, e := range found {
+		i := 0
+		if isV6(e.Addr) != isV6(found[0].Addr) {
+			i = 1
+		}
+		families[i] = append(families[i], e)
+	}
+	ordered := make([]Endpoint, 0, len(found))
+	for i := range found {
+		for _, family := range families {
+			if i < len(family) {
+				ordered = append(ordered, family[i])
+			}
+		}
+	}
+	return ordered
 }
 
 // foreignNode is the node of an address: one of the set, or one outside it that

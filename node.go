@@ -36,14 +36,13 @@ type Node struct {
 	id      string
 	network string // as net.Dial takes it
 	addr    string // resolved
-	name    string // the name the address came from; "" when it was configured
+	name    string // the endpoint whose name the address came from; "" when it was configured
 	v6      bool
 
 	endpoint  atomic.Pointer[Endpoint] // weight and priority may change
 	inflight  atomic.Int64             // leases not yet done
 	readmit   atomic.Int64             // clock() when slow start began; 0 when not in it
 	latency   ewma
-	calls     [2]atomic.Int64 // successes and failures since the last outlier sweep
 	streak    [2]atomic.Int32 // failures since the last success: seen here, and told by the peer
 	dialTimes hist.Histogram
 	totals    nodeTotals
@@ -51,11 +50,12 @@ type Node struct {
 	// What follows is guarded by c.mu.
 	pool     nodePool
 	conns    map[*Conn]struct{} // every open connection, pooled or not
+	probes   int                // of which probes have their own
 	state    State              // as last announced; derive says what it is
-	lastErr  error              // of the last failed connect or exchange
+	lastErr  *Error             // of the last failed connect or exchange
 	failures int                // connects failed since one was stable: the backoff's exponent
 	retryAt  time.Duration      // clock() before which no connect is tried; 0 when none
-	fillAt   time.Duration      // clock() before which no background connect is tried
+	refill   []time.Duration    // clock() of the background connects that replace broken connections
 	ejected  bool               // by its failures; check.down is by its checks
 	ejectAt  time.Duration      // clock() of the ejection: the oldest is used first in panic
 	until    time.Duration      // clock() when readmission is tried; 0 when checks decide
@@ -65,6 +65,7 @@ type Node struct {
 	draining bool
 	removed  bool // by its source: forgotten once it is empty
 	check    checkState
+	swept    [2]uint64 // successes and failures at the last outlier sweep
 }
 
 type nodeTotals struct {
@@ -144,7 +145,7 @@ func (n *Node) deriveLocked() State {
 		return StateEjected
 	case n.retryAt != 0 && n.pool.open == n.pool.dialing:
 		return StateBackoff // with a pooled connection left it can still serve
-	case len(n.conns) > 0:
+	case len(n.conns) > n.probes:
 		return StateReady
 	case n.pool.dialing > 0:
 		return StateConnecting
@@ -174,11 +175,12 @@ func (n *Node) connectedLocked() {
 	n.retryAt = 0
 	n.lastErr = nil
 	n.changedLocked("connected", nil)
+	n.c.pumpLocked(n) // for those who waited for the backoff to end
 }
 
 // connectFailedLocked notes a connect that failed, or a connection that broke
 // before it was of any use, and starts the backoff.
-func (n *Node) connectFailedLocked(err error) {
+func (n *Node) connectFailedLocked(err *Error) {
 	n.lastErr = err
 	n.retryAt = clock() + n.c.cfg.Backoff.delay(n.failures)
 	n.failures++
@@ -200,11 +202,13 @@ func (n *Node) backingOff() error {
 // stableLocked notes that a connection stayed up long enough to trust the node.
 func (n *Node) stableLocked() { n.failures = 0 }
 
-// lostLocked notes that an established connection broke. Background connects now
-// wait a random moment, so that the owners of many connections that broke
-// together do not come back together.
+// lostLocked notes that an established connection broke. Each background connect
+// that replaces one waits a random moment of its own, so that connections that
+// broke together, here or at many clients, do not come back together.
 func (n *Node) lostLocked() {
-	n.fillAt = clock() + time.Duration(rand.Int64N(int64(time.Second)))
+	if len(n.refill) < n.c.cfg.Pool.MinIdle {
+		n.refill = append(n.refill, clock()+time.Duration(rand.Int64N(int64(time.Second))))
+	}
 	n.c.wakeup()
 }
 
@@ -218,7 +222,7 @@ func (n *Node) backoffOverLocked(cause string) {
 
 // report takes the outcome of one use of the node. d < 0 means that there is no
 // time to learn from.
-func (n *Node) report(d time.Duration, err error) {
+func (n *Node) report(now, d time.Duration, err error) {
 	class := ClassOther
 	if has(err, reusable) {
 		err = nil
@@ -229,20 +233,18 @@ func (n *Node) report(d time.Duration, err error) {
 		}
 	}
 	if d >= 0 {
-		n.latency.observe(clock(), d, err != nil)
+		n.latency.observe(now, d, err != nil)
 	}
 	if err == nil {
 		n.succeeded()
 		return
 	}
-	n.calls[1].Add(1)
 	n.totals.failures.Add(1)
 	n.c.stats.errors[class].Add(1)
 	n.c.failed(n, int(n.streak[class.origin()].Add(1)), err)
 }
 
 func (n *Node) succeeded() {
-	n.calls[0].Add(1)
 	n.totals.successes.Add(1)
 	for i := range n.streak {
 		if n.streak[i].Load() != 0 { // mostly it is: spare the cache line
@@ -296,9 +298,11 @@ func (e *ewma) observe(now, sample time.Duration, failed bool) {
 
 // downErrLocked says why the node cannot be used.
 func (n *Node) downErrLocked() *Error {
-	err := n.lastErr
-	if err == nil {
-		err = errors.New(n.deriveLocked().String())
+	e := &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Endpoint: n.Endpoint(), Node: n.String()}
+	if n.lastErr == nil {
+		e.Err = errors.New(n.deriveLocked().String())
+		return e
 	}
-	return &Error{Phase: PhaseAcquire, Class: n.c.cfg.Retry.Classify(err), Endpoint: n.Endpoint(), Node: n.String(), Err: err}
+	e.Class, e.Err = n.lastErr.Class, n.lastErr
+	return e
 }

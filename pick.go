@@ -45,7 +45,7 @@ func (l Lease) Dial(ctx context.Context, handshake func(context.Context, *Conn) 
 // Report tells how the node fared: d feeds its latency unless it is negative, err
 // its health. Call it any number of times. Cancellations and failures of this
 // host are not held against the node.
-func (l Lease) Report(d time.Duration, err error) { l.n.report(d, err) }
+func (l Lease) Report(d time.Duration, err error) { l.n.report(clock(), d, err) }
 
 // Done ends the lease.
 func (l Lease) Done() {
@@ -194,6 +194,12 @@ func (c *Cluster) panicLocked(low bool) {
 	cause := "too few usable nodes"
 	if !on {
 		cause = "over"
+		for _, n := range c.nodes {
+			if n.outLocked() { // in use until now, as in leaveLocked
+				n.turnAwayLocked(errUnwanted)
+				n.closeIdleLocked(errUnwanted)
+			}
+		}
 	}
 	c.emitLocked(Event{Kind: EventPanic, Cause: cause})
 }
@@ -206,10 +212,11 @@ func (c *Cluster) noNode(tried []*Node) error {
 	if err := c.closedLocked(); err != nil {
 		return &Error{Phase: PhaseAcquire, Class: ClassClosed, Err: err}
 	}
-	e := &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Err: ErrNoEndpoint}
-	if len(c.nodes) == 0 && c.resolveErr != nil {
-		e.Phase, e.Class = PhaseResolve, c.cfg.Retry.Classify(c.resolveErr)
-		e.Err = errors.Join(ErrNoEndpoint, c.resolveErr)
+	e := &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Err: ErrNoEndpoint, Tried: c.resolveErrsLocked()}
+	if last := len(e.Tried) - 1; len(c.nodes) == 0 && last >= 0 {
+		e.Phase, e.Class, e.Endpoint = PhaseResolve, e.Tried[last].Class, e.Tried[last].Endpoint
+		e.Err = errors.Join(ErrNoEndpoint, e.Tried[last].Err)
+		e.Tried = e.Tried[:last]
 		return e
 	}
 	for _, n := range c.nodes {

@@ -33,17 +33,9 @@ func Ordered() Picker {
 	}
 }
 
-// Random takes any node, and none twice before all were tried.
+// Random takes any node, by weight, and none twice before all were tried.
 func Random() Picker {
-	return func(nodes []*Node) func(uint64, []*Node) *Node {
-		return func(_ uint64, tried []*Node) *Node {
-			if len(tried) == 0 && len(nodes) > 0 {
-				return nodes[rand.IntN(len(nodes))]
-			}
-			n, _ := sampleTwo(nodes, tried)
-			return n
-		}
-	}
+	return twoChoices(func(_, _ *Node) bool { return false })
 }
 
 // RoundRobin takes the nodes in turn, each as often as its weight says and spread
@@ -121,21 +113,24 @@ func gcd(a, b int) int {
 // LeastLoaded takes the less loaded of two nodes drawn at random by weight: load
 // is leases in flight. It is the default, and right for long-lived connections.
 func LeastLoaded() Picker {
-	load := func(n *Node) float64 { return float64(n.inflight.Load()+1) / n.Share() }
+	// Not one more, as if the lease were taken: with nothing in flight the heaviest
+	// node would then win every time, where a tie leaves it to the draw.
+	load := func(n *Node) float64 { return float64(n.inflight.Load()) / n.Share() }
 	return twoChoices(func(a, b *Node) bool { return load(b) < load(a) })
 }
 
 // PeakEWMA takes, of two nodes drawn at random by weight, the one with the lower
 // product of load and latency, where latency is a moving average that follows
-// peaks at once and forgets over 10 s. It is right for short exchanges; long
-// polls mislead it.
+// peaks at once and forgets over 10 s. A node nobody has used is tried once at the
+// first chance, and counts as slow until that is over. It is right for short
+// exchanges; long polls mislead it.
 func PeakEWMA() Picker {
 	cost := func(n *Node, now time.Duration) float64 {
-		latency := n.latency.at(now)
-		if n.latency.stamp.Load() == 0 {
+		latency, inflight := n.latency.at(now), n.inflight.Load()
+		if inflight > 0 && n.latency.stamp.Load() == 0 {
 			latency = ewmaSeed
 		}
-		return float64(latency) * float64(n.inflight.Load()+1) / n.Share()
+		return float64(latency) * float64(inflight+1) / n.Share()
 	}
 	return twoChoices(func(a, b *Node) bool {
 		now := clock()
@@ -172,10 +167,10 @@ func drawByShare(nodes []*Node) func() (a, b *Node) {
 	sums := make([]float64, len(nodes))
 	sum, equal := 0.0, true
 	for i, n := range nodes {
-		w := float64(n.endpoint.Load().weight())
-		equal = equal && w == float64(nodes[0].endpoint.Load().weight())
+		w := n.Share()
 		sum += w
 		sums[i] = sum
+		equal = equal && w == sums[0]
 	}
 	count := len(nodes)
 	if equal {

@@ -17,6 +17,7 @@ type nodePool struct {
 	waiters  []*try  // the first one came first
 	open     int     // slots taken
 	dialing  int
+	away     int  // connections at rest that are being looked at
 	unproven bool // after a break: one dial at a time until one succeeds
 }
 
@@ -28,34 +29,41 @@ func (c *Cluster) Acquire(ctx context.Context) (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.stats.hidden.Add(uint64(len(failed)))
+	c.hide(len(failed))
 	return conn, nil
+}
+
+// hide counts failures that no caller saw.
+func (c *Cluster) hide(failures int) {
+	if failures > 0 {
+		c.stats.hidden.Add(uint64(failures))
+	}
 }
 
 // acquire takes a connection at rest, or races for one. failed are the nodes that
 // failed or were overtaken on the way.
 func (c *Cluster) acquire(ctx context.Context, tried []*Node) (conn *Conn, failed []*Node, err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, &Error{Phase: PhaseAcquire, Class: c.cfg.Retry.Classify(err), Err: context.Cause(ctx)}
+	if end := ended(ctx); end != nil {
+		return nil, nil, &Error{Phase: PhaseAcquire, Class: c.cfg.Retry.Classify(end), Err: end}
 	}
 	lease, err := c.Pick(0, tried)
 	if err == nil {
-		if conn := c.takeIdle(lease.n); conn != nil {
-			conn.hold(lease)
+		now := clock()
+		if conn := c.takeIdle(lease.n, now); conn != nil {
+			conn.hold(lease, now)
 			return conn, nil, nil
 		}
-		lease.Done()
 	} else if err := c.waitResolved(ctx); err != nil {
 		return nil, nil, err
 	}
 	start := clock()
-	conn, failed, err = c.race(ctx, tried, c.poolTry)
+	conn, failed, err = c.race(ctx, lease, tried)
 	c.stats.wait.Record(clock() - start)
 	return conn, failed, err
 }
 
 // takeIdle takes the connection that was used last and is still good.
-func (c *Cluster) takeIdle(n *Node) *Conn {
+func (c *Cluster) takeIdle(n *Node, now time.Duration) *Conn {
 	for {
 		c.mu.Lock()
 		conn := n.pool.popLocked()
@@ -63,7 +71,7 @@ func (c *Cluster) takeIdle(n *Node) *Conn {
 		if conn == nil {
 			return nil
 		}
-		cause := conn.unfit(clock())
+		cause := conn.unfit(now)
 		if cause == nil {
 			return conn
 		}
@@ -112,8 +120,7 @@ func (conn *Conn) expired(now time.Duration) bool {
 
 // giveBack ends a loan: the connection goes to the first who waits for its node,
 // to rest, or away.
-func (c *Cluster) giveBack(conn *Conn, discard bool) {
-	now := clock()
+func (c *Cluster) giveBack(conn *Conn, discard bool, now time.Duration) {
 	var cause error
 	if conn.limits.inForce() {
 		conn.limits.set(0, 0, time.Time{})
@@ -163,7 +170,7 @@ func (c *Cluster) parkLocked(conn *Conn, since time.Duration) error {
 	if n.draining || (n.outLocked() && !c.panicking) {
 		return errUnwanted
 	}
-	if conn.opened+c.cfg.Backoff.StableAfter <= clock() {
+	if conn.opened+c.cfg.Backoff.StableAfter <= since {
 		n.stableLocked()
 	}
 	for len(n.pool.waiters) > 0 {
@@ -174,7 +181,7 @@ func (c *Cluster) parkLocked(conn *Conn, since time.Duration) error {
 			return nil
 		}
 	}
-	if c.waiting > 0 && c.open >= c.cfg.Pool.Total {
+	if c.open >= c.cfg.Pool.Total && c.slotWantedLocked() {
 		return errSlot
 	}
 	conn.since = since
@@ -186,11 +193,18 @@ func (c *Cluster) parkLocked(conn *Conn, since time.Duration) error {
 	return nil
 }
 
+// slotWantedLocked reports whether a caller waits who lacks nothing but a slot.
+func (c *Cluster) slotWantedLocked() bool {
+	return c.waiting > 0 && slices.ContainsFunc(c.nodes, func(n *Node) bool {
+		return len(n.pool.waiters) > n.pool.dialing && n.pool.open < c.cfg.Pool.Max && n.retryAt == 0
+	})
+}
+
 // poolTry queues a try for a connection of its node and sees to it that one is
 // made if there may be more.
 func (c *Cluster) poolTry(_ context.Context, t *try) error {
 	n := t.lease.n
-	if conn := c.takeIdle(n); conn != nil {
+	if conn := c.takeIdle(n, clock()); conn != nil {
 		t.deliver(conn, nil)
 		return nil
 	}
@@ -199,6 +213,10 @@ func (c *Cluster) poolTry(_ context.Context, t *try) error {
 	defer c.mu.Unlock()
 	if err := c.closedLocked(); err != nil {
 		return &Error{Phase: PhaseAcquire, Class: ClassClosed, Err: err}
+	}
+	if n.draining || n.outLocked() && !c.panicking { // went out in between
+		t.deliver(nil, &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Endpoint: n.Endpoint(), Node: n.String(), Err: errUnwanted})
+		return nil
 	}
 	if conn := n.pool.popLocked(); conn != nil { // came back in between
 		t.deliver(conn, nil)
@@ -239,7 +257,7 @@ func (c *Cluster) dequeue(t *try) {
 // unwanted takes back what a race got after it was won.
 func (c *Cluster) unwanted(conn *Conn) {
 	if conn.pooled {
-		c.giveBack(conn, false)
+		c.giveBack(conn, false, clock())
 	} else {
 		conn.Close()
 	}
@@ -317,6 +335,8 @@ func (c *Cluster) fillSlot(n *Node) {
 	if err != nil {
 		c.failWaitersLocked(n, err)
 		c.freeSlotLocked(n)
+		n.lostLocked() // without a backoff, background connects must not spin either
+		n.changedLocked("connect failed", err)
 		c.forgetLocked(n)
 		c.quietLocked()
 		c.mu.Unlock()
@@ -330,6 +350,7 @@ func (c *Cluster) fillSlot(n *Node) {
 	cause := c.parkLocked(conn, clock())
 	c.pumpLocked(n)
 	c.mu.Unlock()
+	c.wakeup() // run keeps MinIdle, MaxDials at a time
 	if cause != nil {
 		c.closeConn(conn, cause)
 	}
@@ -393,14 +414,18 @@ func (c *Cluster) closeConn(conn *Conn, cause error) error {
 		return err
 	}
 	n := conn.node
+	broke := conn.broke(cause)
 	n.totals.written.Add(uint64(conn.written.Load()))
 	n.totals.read.Add(uint64(conn.read.Load()))
 	c.mu.Lock()
 	delete(n.conns, conn)
+	if conn.probe {
+		n.probes--
+	}
 	if conn.pooled {
 		c.freeSlotLocked(n)
 	}
-	if broke := conn.broke(cause); broke != nil {
+	if broke != nil {
 		c.brokeLocked(conn, broke)
 	}
 	c.emitLocked(Event{Kind: EventClose, Node: n, Cause: cause.Error(), Duration: clock() - conn.opened})
@@ -414,13 +439,14 @@ func (c *Cluster) closeConn(conn *Conn, cause error) error {
 
 // broke returns the error when the connection was ended by the peer or the
 // network rather than by us.
-func (conn *Conn) broke(cause error) error {
+func (conn *Conn) broke(cause error) *Error {
 	if f := conn.failed.Load(); f != nil {
 		cause = f.err
 	}
-	switch conn.node.c.cfg.Retry.Classify(cause) {
+	e := conn.node.dialError(PhaseUse, cause)
+	switch e.Class {
 	case ClassReset, ClassEOF, ClassIO: // a time limit is ours: it says nothing about the connection's end
-		return cause
+		return e
 	}
 	return nil
 }
@@ -428,12 +454,12 @@ func (conn *Conn) broke(cause error) error {
 // brokeLocked notes a break. A connection that never served anyone and did not
 // last is a failed connect, so a server that accepts and closes is backed off; any
 // other only delays connects that nobody waits for.
-func (c *Cluster) brokeLocked(conn *Conn, err error) {
+func (c *Cluster) brokeLocked(conn *Conn, err *Error) {
 	n := conn.node
 	n.pool.unproven = true
 	n.lostLocked()
 	if conn.uses == 0 && conn.read.Load() == conn.greeted && clock()-conn.opened < c.cfg.Backoff.StableAfter && n.retryAt == 0 {
-		n.connectFailedLocked(n.dialError(PhaseUse, err))
+		n.connectFailedLocked(err)
 	}
 }
 

@@ -17,8 +17,11 @@ import (
 // one's own. Either delivers one result, or finds the race over and keeps it.
 type race struct {
 	c       *Cluster
-	results chan result // room for every try under way: delivering never blocks
-	tried   []*Node     // this operation must not take these
+	pick    func(tried []*Node) (Lease, error)
+	launch  func(context.Context, *try) error // starts a try; an error ends the race
+	results chan result                       // room for every try under way: delivering never blocks
+	first   Lease                             // the first choice, when it was made already
+	tried   []*Node                           // this operation must not take these
 	running []*try
 	failed  []*Error
 
@@ -53,43 +56,103 @@ func (t *try) deliver(conn *Conn, err error) bool {
 	return true
 }
 
-// race makes one pass over the usable nodes that are not in tried. It returns the
-// connection, holding its lease, and the nodes that did not win.
-func (c *Cluster) race(ctx context.Context, tried []*Node, launch launcher) (*Conn, []*Node, error) {
-	r := &race{c: c, results: make(chan result, maxTries), tried: slices.Clone(tried)}
-	conn, err := r.run(ctx, func(tried []*Node) (Lease, error) { return c.Pick(0, tried) }, launch)
-	losers := r.tried[len(tried):]
+// race makes one pass over the usable nodes that are not in tried, beginning with
+// first if that is chosen already. It returns the connection, holding its lease,
+// and the nodes that did not win.
+func (c *Cluster) race(ctx context.Context, first Lease, tried []*Node) (*Conn, []*Node, error) {
+	r := c.newRace(c.pickAny, c.poolTry)
+	r.first, r.tried = first, slices.Clone(tried)
+	conn, err := r.run(ctx)
+	return conn, r.losers(len(tried), conn), err
+}
+
+func (c *Cluster) newRace(pick func([]*Node) (Lease, error), launch func(context.Context, *try) error) *race {
+	return &race{c: c, pick: pick, launch: launch, results: make(chan result, maxTries)}
+}
+
+// losers are the nodes tried from the i-th on that did not win.
+func (r *race) losers(i int, conn *Conn) []*Node {
+	losers := r.tried[i:]
 	if conn != nil {
 		losers = slices.DeleteFunc(losers, func(n *Node) bool { return n == conn.node })
 	}
-	return conn, losers, err
+	return losers
 }
 
-// launcher starts a try; an error is its result.
-type launcher func(context.Context, *try) error
+func (c *Cluster) pickAny(tried []*Node) (Lease, error) { return c.Pick(0, tried) }
 
-// raceAmong is a race over given nodes.
-func (c *Cluster) raceAmong(ctx context.Context, nodes []*Node, launch launcher) (*Conn, error) {
+// pickAmong is the order of given nodes, for a race among them.
+func pickAmong(nodes []*Node) func(tried []*Node) (Lease, error) {
 	pick := Ordered()(nodes)
-	r := &race{c: c, results: make(chan result, maxTries)}
-	return r.run(ctx, func(tried []*Node) (Lease, error) {
+	return func(tried []*Node) (Lease, error) {
 		n := pick(0, tried)
 		if n == nil {
 			return Lease{}, &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Err: ErrNoEndpoint}
 		}
 		n.inflight.Add(1)
 		return Lease{n}, nil
-	}, launch)
+	}
 }
 
-func (r *race) run(ctx context.Context, pick func([]*Node) (Lease, error), launch launcher) (*Conn, error) {
+// lead is a race of dials in which the caller makes the first one itself. Mostly
+// it comes before its head start is over, and then it costs no goroutine and no
+// switch to one; else the rest of the race joins from a timer's goroutine, which
+// the caller waits for.
+func (r *race) lead(ctx context.Context) (*Conn, error) {
+	for {
+		lease, err := r.pickFamily()
+		if err != nil {
+			return nil, r.lost(err)
+		}
+		r.tried = append(r.tried, lease.n)
+		t := &try{race: r, lease: lease, started: clock(), dialing: true}
+		conn, err := r.dialFirst(ctx, t)
+		if conn != nil || err != nil {
+			return conn, err
+		}
+		if ctx.Err() != nil {
+			return nil, r.lost(nil)
+		}
+	}
+}
+
+// dialFirst returns nothing at all when the node failed and the pass goes on.
+func (r *race) dialFirst(ctx context.Context, t *try) (*Conn, error) {
+	if err := t.lease.n.backingOff(); err != nil {
+		return r.take(result{t, nil, err})
+	}
+	own, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var others chan result
+	alone := func() bool { return true }
+	if stagger := r.c.cfg.Timeouts.Stagger; stagger > 0 {
+		others = make(chan result, 1)
+		alone = time.AfterFunc(stagger, func() {
+			r.running = append(r.running, t)
+			conn, err := r.run(ctx)
+			others <- result{t, conn, err}
+			cancel()
+		}).Stop
+	}
+	conn, err := t.lease.Dial(own, nil)
+	if alone() {
+		return r.take(result{t, conn, err})
+	}
+	if !t.deliver(conn, err) && conn != nil {
+		conn.Close()
+	}
+	won := <-others
+	return won.conn, won.err
+}
+
+func (r *race) run(ctx context.Context) (*Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer r.finish()
 	var exhausted error // why there is no further node
 	for {
 		if exhausted == nil && (len(r.running) == 0 || r.overdue()) {
-			exhausted = r.next(ctx, pick, launch)
+			exhausted = r.next(ctx)
 			continue
 		}
 		if len(r.running) == 0 {
@@ -103,14 +166,14 @@ func (r *race) run(ctx context.Context, pick func([]*Node) (Lease, error), launc
 }
 
 // next starts a try on the next node. A failure to start it counts as its result.
-func (r *race) next(ctx context.Context, pick func([]*Node) (Lease, error), launch launcher) error {
-	lease, err := r.pickFamily(pick)
+func (r *race) next(ctx context.Context) error {
+	lease, err := r.pickFamily()
 	if err != nil {
 		return err
 	}
 	r.tried = append(r.tried, lease.n)
 	t := &try{race: r, lease: lease, started: clock()}
-	if err := launch(ctx, t); err != nil {
+	if err := r.launch(ctx, t); err != nil {
 		lease.Done()
 		return err
 	}
@@ -120,15 +183,19 @@ func (r *race) next(ctx context.Context, pick func([]*Node) (Lease, error), laun
 
 // pickFamily goes by the policy, but after one address of a name it prefers the
 // name's other address family.
-func (r *race) pickFamily(pick func([]*Node) (Lease, error)) (Lease, error) {
+func (r *race) pickFamily() (Lease, error) {
+	if lease := r.first; lease.n != nil {
+		r.first = Lease{}
+		return lease, nil
+	}
 	if len(r.tried) > 0 {
-		if same := r.c.sameFamily(r.tried[len(r.tried)-1]); len(same) > 0 {
-			if lease, err := pick(append(same, r.tried...)); err == nil {
+		if same := r.c.sameFamily(r.tried[len(r.tried)-1], r.tried); len(same) > 0 {
+			if lease, err := r.pick(append(same, r.tried...)); err == nil {
 				return lease, nil
 			}
 		}
 	}
-	return pick(r.tried)
+	return r.pick(r.tried)
 }
 
 // overdue reports whether the latest try has used up its head start.
@@ -175,14 +242,15 @@ func (r *race) await(ctx context.Context, more bool) (*Conn, error) {
 func (r *race) take(res result) (*Conn, error) {
 	r.running = slices.DeleteFunc(r.running, func(t *try) bool { return t == res.try })
 	if res.err == nil {
-		res.conn.hold(res.try.lease)
+		res.conn.hold(res.try.lease, clock())
 		r.blameSlow(res.try)
 		return res.conn, nil
 	}
 	res.try.lease.Done()
-	var e *Error
-	if !errors.As(res.err, &e) {
-		e = res.try.lease.n.dialError(PhaseDial, res.err)
+	e := res.try.lease.n.dialError(PhaseDial, res.err)
+	var shared *Error
+	if errors.As(res.err, &shared) {
+		*e = *shared // others wait for the same dial, and its node remembers it
 	}
 	if has(res.err, permanent) || e.Class == ClassResource || e.Class == ClassClosed {
 		return nil, r.join(e)
@@ -197,7 +265,7 @@ func (r *race) blameSlow(winner *try) {
 	stagger := r.c.cfg.Timeouts.Stagger
 	for _, t := range r.running {
 		if t.dialing && winner.started-t.started >= stagger {
-			t.lease.n.lostRace()
+			t.lease.n.lostRace(winner.lease.n)
 		}
 	}
 }
@@ -229,6 +297,10 @@ func (r *race) lost(exhausted error) error {
 	if len(r.failed) == 0 {
 		return exhausted
 	}
+	var down *Error // nodes that could not be tried have their reasons too
+	if errors.As(exhausted, &down) {
+		r.failed = append(slices.Clone(down.Tried), r.failed...)
+	}
 	last := r.failed[len(r.failed)-1]
 	r.failed = r.failed[:len(r.failed)-1]
 	return r.join(last)
@@ -243,13 +315,13 @@ func (r *race) join(e *Error) error {
 
 // gaveUp is the error of a race whose context ended.
 func (r *race) gaveUp(ctx context.Context) error {
-	cause := context.Cause(ctx)
-	e := &Error{Phase: PhaseDial, Class: r.c.cfg.Retry.Classify(cause), Err: cause}
+	end := ended(ctx)
+	e := &Error{Phase: PhaseDial, Class: r.c.cfg.Retry.Classify(end), Err: end}
 	if len(r.running) > 0 {
 		t := r.running[len(r.running)-1]
 		e.Endpoint, e.Node = t.lease.n.Endpoint(), t.lease.n.String()
 		if !t.dialing && e.Class == ClassTimeout {
-			e.Phase, e.Class, e.Err = PhaseAcquire, ClassExhausted, errors.Join(ErrPoolExhausted, cause)
+			e.Phase, e.Class, e.Err = PhaseAcquire, ClassExhausted, errors.Join(ErrPoolExhausted, end)
 		}
 	}
 	return r.join(e)
@@ -277,11 +349,29 @@ func (c *Cluster) dialTry(ctx context.Context, t *try) error {
 // errSlow is why a node that lost a race is not dialed for a while.
 var errSlow = errors.New("holdfast: overtaken by another node after a head start")
 
-func (n *Node) lostRace() {
+func (n *Node) slow() *Error {
+	return &Error{Phase: PhaseDial, Class: ClassTimeout, Endpoint: n.Endpoint(), Node: n.String(), Err: errSlow}
+}
+
+// lostRace starts the backoff of a node that was overtaken. When the winner is an
+// address of the same name but of the other family, the whole family shares it: a
+// host with broken IPv6 would else pay for each of its addresses in turn.
+func (n *Node) lostRace(winner *Node) {
 	n.c.mu.Lock()
 	if n.retryAt == 0 {
-		n.connectFailedLocked(n.dialError(PhaseDial, errSlow))
+		n.connectFailedLocked(n.slow())
+		for _, o := range n.c.nodes {
+			if n.sameFamily(o) && winner.name == n.name && winner.v6 != n.v6 && len(o.conns) == 0 && o.retryAt < n.retryAt {
+				o.retryAt, o.failures, o.lastErr = n.retryAt, n.failures, o.slow()
+				o.changedLocked("address family overtaken", o.lastErr)
+			}
+		}
 	}
 	n.c.mu.Unlock()
 	n.c.settle()
+}
+
+// sameFamily reports whether o is another address of the same name and family.
+func (n *Node) sameFamily(o *Node) bool {
+	return o != n && n.name != "" && o.name == n.name && o.v6 == n.v6
 }

@@ -131,8 +131,9 @@ func (c *Cluster) watch() {
 			c.setEndpoints(endpoints)
 			return
 		}
+		e := &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(err), Err: err}
 		c.mu.Lock()
-		c.resolveErr = &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(err), Err: err}
+		c.resolveErr = e
 		c.resolved = true
 		c.emitLocked(Event{Kind: EventResolve, Err: c.resolveErr})
 		c.outdatedLocked()
