@@ -1,0 +1,210 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/holdfast-net/holdfast"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+type dialOptions struct {
+	tls        tlsFlags
+	line       bool
+	idempotent bool
+	timeout    time.Duration
+}
+
+func (p *program) dialCommand() *cobra.Command {
+	var o dialOptions
+	cmd := &cobra.Command{
+		Use:   "dial ADDR[,ADDR…]",
+		Short: "A netcat that fails over",
+		Long: `Connects standard input and output to the first address that answers. The end of
+the input ends the sending direction only: output goes on until the peer ends it.
+
+With --line every line of the input is one request that wants one line back, sent
+to the first address that works, over kept connections. A line that could not be
+sent goes to the next address; one that may have been received already, or whose
+reply takes more than 2s, only with --idempotent.`,
+		Example: `  printf 'PING\r\n' | holdfast dial 10.0.0.1:6379,10.0.0.2:6379
+  holdfast dial --line tls://a.example:7000,tls://b.example:7000 <questions >answers`,
+		Args: addresses,
+		RunE: func(cmd *cobra.Command, args []string) error { return p.dial(cmd.Context(), args[0], o) },
+	}
+	o.tls.add(cmd.Flags())
+	cmd.Flags().BoolVar(&o.line, "line", false, "send line by line and print the line that comes back for each")
+	cmd.Flags().BoolVar(&o.idempotent, "idempotent", false, "with --line: a line may be sent twice if its reply is lost or late")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "end after so long, with exit code 124; 0 means never")
+	return cmd
+}
+
+func (p *program) dial(ctx context.Context, arg string, o dialOptions) error {
+	_, addrs, err := o.tls.endpoints(arg)
+	if err != nil {
+		return err
+	}
+	if o.idempotent && !o.line {
+		return usage(errors.New("--idempotent needs --line: a stream cannot be sent twice"), "")
+	}
+	cfg := holdfast.Config{Picker: holdfast.Ordered()}
+	if cfg.TLS, err = o.tls.config(); err != nil {
+		return err
+	}
+	if o.idempotent {
+		cfg.Retry = holdfast.Retry{Attempts: 2 * len(addrs), PerTry: 2 * time.Second}
+	}
+	c, err := holdfast.New(holdfast.Static(addrs...), cfg)
+	if err != nil {
+		return usage(err, "")
+	}
+	defer c.Close()
+	if o.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("--timeout of %v is over: %w", o.timeout, context.DeadlineExceeded))
+		defer cancel()
+	}
+	if o.line {
+		return p.lines(ctx, c, o.idempotent)
+	}
+	return p.stream(ctx, c)
+}
+
+// stream connects the standard streams to a connection until both directions have
+// ended, one has failed, or ctx ends.
+func (p *program) stream(ctx context.Context, c *holdfast.Cluster) error {
+	nc, err := c.DialContext(ctx, "", "")
+	if err != nil {
+		return err
+	}
+	conn := nc.(*holdfast.Conn)
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+
+	sent := make(chan error, 1)
+	go func() { sent <- send(conn, p.in) }() // ends with its input, or with the process: a read of a terminal cannot be interrupted
+	_, err = io.Copy(p.out, conn)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	return p.sendOn(ctx, sent)
+}
+
+// send copies the input to the connection and then ends the sending direction.
+func send(conn *holdfast.Conn, in io.Reader) error {
+	_, err := io.Copy(conn, in)
+	if conn.Node().Endpoint().Network == "udp" {
+		return err // datagrams have no end; --timeout ends the wait for more
+	}
+	return cmp.Or(err, conn.CloseWrite())
+}
+
+// sendOn waits for the input to end after the output has. The peer may have closed
+// its side only.
+func (p *program) sendOn(ctx context.Context, sent <-chan error) error {
+	if term.IsTerminal(int(p.in.Fd())) {
+		select {
+		case err := <-sent:
+			return err
+		default:
+			fmt.Fprintln(p.err, "hint: the peer has ended its side; what you type is still sent, Ctrl-D ends")
+		}
+	}
+	select {
+	case err := <-sent:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// maxLine bounds a line and its reply.
+const maxLine = 64 << 10
+
+// lines sends each line of the input as an operation of its own and prints the
+// line that comes back. It stops at the first that fails, so that the output never
+// loses its correspondence to the input.
+func (p *program) lines(ctx context.Context, c *holdfast.Cluster, idempotent bool) error {
+	safety := holdfast.Unsafe
+	if idempotent {
+		safety = holdfast.Idempotent
+	}
+	input := make(chan []byte)
+	ended := make(chan error, 1)
+	go func() { ended <- readLines(ctx, p.in, input) }() // as in stream: ends with its input, or with the process
+	for number := 1; ; number++ {
+		select {
+		case line := <-input:
+			reply, err := askLine(ctx, c, safety, line)
+			if err != nil {
+				return fmt.Errorf("line %d: %w", number, err)
+			}
+			if _, err := p.out.Write(reply); err != nil {
+				return err
+			}
+		case err := <-ended:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// readLines hands on line after line, each with its newline.
+func readLines(ctx context.Context, in io.Reader, lines chan<- []byte) error {
+	r := bufio.NewReaderSize(in, maxLine)
+	for {
+		line, err := r.ReadSlice('\n')
+		if errors.Is(err, bufio.ErrBufferFull) {
+			return fmt.Errorf("a line of the input is longer than %d bytes", maxLine)
+		}
+		if len(line) > 0 {
+			line = append(bytes.TrimSuffix(bytes.Clone(line), []byte("\n")), '\n')
+			select {
+			case lines <- line:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// askLine is one operation: a line there, a line back.
+func askLine(ctx context.Context, c *holdfast.Cluster, safety holdfast.Safety, line []byte) (reply []byte, err error) {
+	err = c.Do(ctx, safety, func(_ context.Context, conn *holdfast.Conn) error {
+		if _, err := conn.Write(line); err != nil {
+			return err
+		}
+		r := bufio.NewReaderSize(conn, maxLine)
+		got, err := r.ReadSlice('\n')
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			return fmt.Errorf("the reply is longer than %d bytes", maxLine)
+		case err == io.EOF && len(got) > 0:
+			return fmt.Errorf("the reply %.40q has no end of line: %w", got, io.ErrUnexpectedEOF)
+		case err != nil:
+			return err
+		case r.Buffered() > 0: // whose would the rest be?
+			return errors.New("the reply is more than one line: this protocol is not for --line")
+		}
+		reply = bytes.Clone(got)
+		return nil
+	})
+	return reply, err
+}

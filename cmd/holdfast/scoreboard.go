@@ -1,0 +1,146 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/holdfast-net/holdfast"
+)
+
+// report is what a demo says at its end. It is the object of --json.
+type report struct {
+	Schema         string        `json:"schema"`
+	OK             bool          `json:"ok"`
+	Error          string        `json:"error,omitempty"` // why the scenario was not played to its end
+	Interrupted    bool          `json:"interrupted"`
+	Seed           uint64        `json:"seed"`
+	Elapsed        float64       `json:"elapsed_s"`
+	Requests       uint64        `json:"requests"`
+	HiddenFailures uint64        `json:"hidden_failures"` // attempts that failed while their request succeeded elsewhere
+	ClientErrors   uint64        `json:"client_errors"`
+	WrongReplies   uint64        `json:"wrong_replies"`
+	Latency        latency       `json:"latency"`
+	Phases         []phaseReport `json:"phases"`
+}
+
+type phaseReport struct {
+	Name           string  `json:"name"`
+	Fault          fault   `json:"fault"`
+	Server         string  `json:"server,omitempty"` // the one with the fault, or the one just revived
+	Start          float64 `json:"start_s"`
+	Requests       uint64  `json:"requests"`
+	HiddenFailures uint64  `json:"hidden_failures"`
+	ClientErrors   uint64  `json:"client_errors"`
+	WrongReplies   uint64  `json:"wrong_replies"`
+	Latency        latency `json:"latency"`
+}
+
+// latency is of whole requests as their callers waited for them.
+type latency struct {
+	P50 float64 `json:"p50_ms"`
+	P99 float64 `json:"p99_ms"`
+	Max float64 `json:"max_ms"`
+}
+
+func latencyOf(h holdfast.Histogram) latency {
+	return latency{asMillis(h.Quantile(.5)), asMillis(h.Quantile(.99)), asMillis(h.Max)}
+}
+
+// report adds up what was seen. Phases that were not reached are left out.
+func (d *demo) report() *report {
+	r := &report{Schema: "holdfast/demo/v1", Seed: d.seed}
+	if d.load == nil {
+		return r
+	}
+	r.Elapsed = asSeconds(time.Since(d.begun))
+	var all holdfast.Histogram
+	for i := range d.load.reached() {
+		m, ph := &d.load.phases[i], d.story[i]
+		h := m.latency.Snapshot()
+		all = all.Merge(h)
+		pr := phaseReport{Name: ph.name(), Fault: ph.fault, Start: asSeconds(ph.start),
+			Requests: m.requests.Load(), ClientErrors: m.clientErrors.Load(), WrongReplies: m.wrongReplies.Load(), Latency: latencyOf(h)}
+		pr.HiddenFailures, _ = d.load.seen(i)
+		if ph.server >= 0 {
+			pr.Server = serverNames[ph.server]
+		}
+		r.Phases = append(r.Phases, pr)
+		r.Requests += pr.Requests
+		r.HiddenFailures += pr.HiddenFailures
+		r.ClientErrors += pr.ClientErrors
+		r.WrongReplies += pr.WrongReplies
+	}
+	r.Latency = latencyOf(all)
+	return r
+}
+
+// verdict is the error that decides the exit code.
+func (r *report) verdict() error {
+	switch {
+	case r.Interrupted:
+		return &failure{code: exitSignal}
+	case r.Error != "":
+		return &failure{exitFailed, errors.New(r.Error), ""}
+	case !r.OK:
+		return &failure{exitFailed, fmt.Errorf("callers saw %d errors and %d wrong replies in %d requests",
+			r.ClientErrors, r.WrongReplies, r.Requests), fmt.Sprintf("holdfast demo --seed %d plays the same scenario", r.Seed)}
+	}
+	return nil
+}
+
+// text is the report for people, 80 columns wide.
+func (r *report) text(on paint) string {
+	if len(r.Phases) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	line := func(color, name, requests, hidden, errs, p50, p99, max string) {
+		s := pad("  "+name, 28) + padLeft(requests, 9) + padLeft(hidden, 8) + padLeft(errs, 8)
+		b.WriteString(on.text(color, s+padLeft(p50, 9)+padLeft(p99, 9)+padLeft(max, 9)) + "\n")
+	}
+	b.WriteString("\n")
+	line(dim, "phase", "requests", "hidden", "errors", "p50", "p99", "max")
+	for _, ph := range r.Phases {
+		line(faultColor(ph.Fault), fmt.Sprintf("%7.1fs  %s", ph.Start, ph.Name), count(ph.Requests), count(ph.HiddenFailures),
+			count(ph.ClientErrors+ph.WrongReplies), ms(ph.Latency.P50), ms(ph.Latency.P99), ms(ph.Latency.Max))
+	}
+	line(bold, "total", count(r.Requests), count(r.HiddenFailures), count(r.ClientErrors+r.WrongReplies),
+		ms(r.Latency.P50), ms(r.Latency.P99), ms(r.Latency.Max))
+	b.WriteString("\n" + totals(on, r.Requests, r.HiddenFailures, r.ClientErrors, r.WrongReplies) + "\n" + r.conclusion(on))
+	return b.String()
+}
+
+func ms(v float64) string { return millis(time.Duration(v * float64(time.Millisecond))) }
+
+func faultColor(f fault) string {
+	if f == healthy {
+		return ""
+	}
+	return yellow
+}
+
+// totals is the line that matters.
+func totals(on paint, requests, hidden, errs, wrong uint64) string {
+	color := green
+	if errs+wrong > 0 {
+		color = red
+	}
+	return "  " + on.text(color, fmt.Sprintf("client errors %s   wrong replies %s", count(errs), count(wrong))) +
+		on.text(bold, fmt.Sprintf("   hidden failures %s", count(hidden))) + fmt.Sprintf("   requests %s", count(requests))
+}
+
+// conclusion says what the numbers mean.
+func (r *report) conclusion(on paint) string {
+	if !r.OK || r.Interrupted {
+		return ""
+	}
+	return "\n" + on.text(green, "ok") + fmt.Sprintf(`: what failed on a bad server was made good on another; no caller noticed.
+
+Again:  holdfast demo --seed %d
+Next:   holdfast ping HOST:PORT,HOST:PORT         look at servers of your own
+        holdfast dial HOST:PORT,HOST:PORT         talk to the first that answers
+        go doc github.com/holdfast-net/holdfast   the library that did this
+`, r.Seed)
+}
