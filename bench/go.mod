@@ -1,0 +1,16 @@
+module github.com/holdfast-net/holdfast/bench
+
+go 1.26.0
+
+require (
+	github.com/holdfast-net/holdfast v0.0.0-00010101000000-000000000000
+	github.com/jackc/puddle/v2 v2.2.3
+)
+
+require (
+	golang.org/x/net v0.62.0 // indirect
+	golang.org/x/sync v0.1.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+)
+
+replace github.com/holdfast-net/holdfast => ..

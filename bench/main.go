@@ -1,0 +1,41 @@
+// Command bench runs Holdfast and its peers side by side in one process, round by
+// round, and reports ratios. A time of one run means nothing on a machine that is
+// shared; a ratio within one round does.
+//
+//	go -C bench run .            prints the table and writes docs/benchmarks.md
+//	go -C bench run . -only pool
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+)
+
+func main() {
+	rounds := flag.Int("rounds", 10, "rounds, of which the first is dropped")
+	only := flag.String("only", "", "run only the rows whose name contains this")
+	out := flag.String("o", "../docs/benchmarks.md", "file to write the table to; empty writes none")
+	flag.Parse()
+
+	var reports []report
+	for _, r := range clientRows() {
+		if !strings.Contains(r.name, *only) {
+			continue
+		}
+		rep, err := r.measure(*rounds)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", r.name, err)
+			os.Exit(1)
+		}
+		fmt.Println(rep)
+		reports = append(reports, rep)
+	}
+	if *out != "" && *only == "" {
+		if err := write(*out, reports, *rounds); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+}
