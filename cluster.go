@@ -45,7 +45,8 @@ type Cluster struct {
 	panicking  bool
 	open       int // pool slots taken on all nodes
 	dialing    int // of which dials
-	waiting    int // callers in the nodes' queues
+	waiting    int // tries in the nodes' queues
+	callers    int // whose tries these are: one may wait for several nodes
 	evicting   int
 	codel      codel
 	sweepAt    time.Duration // clock() of the next look at idle connections
@@ -119,7 +120,8 @@ func (c *Cluster) run() {
 		case <-c.wake:
 		}
 		timer.Reset(c.tick())
-		c.settle()
+		c.publish()
+		c.spawn(c.flush) // Observe may be slow, the clock may not
 	}
 }
 
@@ -175,7 +177,7 @@ func due(at, now time.Duration, next *time.Duration) bool {
 // fillDueLocked keeps MinIdle connections ready.
 func (n *Node) fillDueLocked(now time.Duration, next *time.Duration) {
 	want := n.c.cfg.Pool.MinIdle
-	if want == 0 || !n.deriveLocked().usable() {
+	if want == 0 || !n.deriveLocked().Usable() {
 		return
 	}
 	n.refill = slices.DeleteFunc(n.refill, func(at time.Duration) bool { return due(at, now, next) })
@@ -194,7 +196,7 @@ func (n *Node) slowStartDueLocked(now time.Duration, next *time.Duration) {
 	if now-began >= window {
 		n.readmit.Store(0)
 	} else {
-		*next = min(*next, now+window/10)
+		*next = min(*next, now+window/10, began+window)
 	}
 	n.c.outdatedLocked()
 }
@@ -297,11 +299,13 @@ const maxNodes = 4096
 // regroupLocked brings the nodes in line with what the names stand for now.
 func (c *Cluster) regroupLocked() {
 	old := map[string]*Node{}
-	for _, n := range c.nodes {
-		old[n.id] = n
+	for _, n := range c.nodes { // a node dialed when it was forgotten may share its address with a new one
+		if o := old[n.id]; o == nil || o.removed {
+			old[n.id] = n
+		}
 	}
 	var nodes []*Node
-	seen := map[string]bool{}
+	seen, kept := map[string]bool{}, map[*Node]bool{}
 	changed := false
 	c.resolved = len(c.names) > 0
 	for _, name := range c.names {
@@ -320,11 +324,11 @@ func (c *Cluster) regroupLocked() {
 			}
 			changed = n.updateLocked(e) || changed
 			nodes = append(nodes, n)
-			delete(old, id)
+			kept[n] = true
 		}
 	}
 	for _, n := range c.nodes { // those that are gone stay until they are empty
-		if old[n.id] == n {
+		if !kept[n] {
 			changed = changed || !n.draining
 			nodes = append(nodes, n)
 		}
@@ -332,7 +336,7 @@ func (c *Cluster) regroupLocked() {
 	before := c.nodes
 	c.nodes = nodes
 	for _, n := range before {
-		if old[n.id] == n {
+		if !kept[n] {
 			n.removed = true
 			n.drainLocked("removed")
 			c.forgetLocked(n)
@@ -480,7 +484,8 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 		if ctx.Err() != nil || has(err, permanent) || errors.Is(err, ErrClosed) || errors.Is(err, ErrDraining) {
 			return err
 		}
-		if !sleep(ctx, c.cfg.Retry.Backoff.delay(4)) || !c.waitUsable(ctx) {
+		pause := max(c.cfg.Retry.Backoff.delay(4), 10*time.Millisecond) // a backoff that is off must not make it spin
+		if !sleep(ctx, pause, c.ctx.Done()) || !c.waitUsable(ctx) {
 			var e *Error
 			errors.As(err, &e)
 			return c.late(ctx, e)

@@ -104,8 +104,13 @@ func url(a net.Addr) string {
 // eventually waits for what the kernel or a background goroutine does soon.
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !done(); runtime.Gosched() {
-		if time.Now().After(end) {
+	again := time.NewTicker(time.Millisecond)
+	defer again.Stop()
+	end := time.After(10 * time.Second)
+	for !done() {
+		select {
+		case <-again.C:
+		case <-end:
 			t.Fatalf("not within 10 s: %s", what)
 		}
 	}

@@ -1,7 +1,6 @@
 package holdfast
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -129,7 +128,7 @@ func (c *Cluster) dialSocket(ctx context.Context, n *Node) (net.Conn, error) {
 	ctx, cancel := limit(ctx, c.cfg.Timeouts.Dial)
 	defer cancel()
 	if c.cfg.Dial != nil {
-		return guarded(func() (net.Conn, error) { return c.cfg.Dial(ctx, n.network, n.addr) })
+		return c.dialOwn(ctx, n)
 	}
 	options := c.cfg.Socket.options()
 	d := net.Dialer{Control: options.Control, KeepAlive: -1, FallbackDelay: -1}
@@ -146,6 +145,35 @@ func (c *Cluster) dialSocket(ctx context.Context, n *Node) (net.Conn, error) {
 		return nil, err
 	}
 	return raw, nil
+}
+
+// dialOwn calls the user's dialer. It may not heed its context, so it runs aside,
+// and what it brings too late is closed.
+func (c *Cluster) dialOwn(ctx context.Context, n *Node) (net.Conn, error) {
+	type dialed struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan dialed)
+	started := c.spawn(func() {
+		conn, err := guarded(func() (net.Conn, error) { return c.cfg.Dial(ctx, n.network, n.addr) })
+		select {
+		case done <- dialed{conn, err}:
+		case <-ctx.Done():
+			if conn != nil {
+				conn.Close()
+			}
+		}
+	})
+	if !started {
+		return nil, ErrClosed
+	}
+	select {
+	case d := <-done:
+		return d.conn, d.err
+	case <-ctx.Done():
+		return nil, &net.OpError{Op: "dial", Net: n.network, Err: ctx.Err()}
+	}
 }
 
 // limit bounds ctx by d; 0 leaves it as it is.
@@ -222,18 +250,13 @@ func (c *Cluster) baseTLS() *tls.Config {
 	return cfg
 }
 
+// tlsConfig is the configuration for one endpoint. Its own server name comes first,
+// then that of Config.TLS, then its host.
 func (c *Cluster) tlsConfig(e Endpoint) *tls.Config {
-	cfg := c.tls.Clone()
-	if cfg.ServerName == "" || e.ServerName != "" {
-		cfg.ServerName = e.serverName()
+	if e.ServerName == "" && c.tls.ServerName != "" {
+		return certs.For(c.tls, c.tls.ServerName)
 	}
-	if verify := cfg.VerifyConnection; verify != nil {
-		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
-			cs.ServerName = cmp.Or(cs.ServerName, cfg.ServerName) // crypto/tls leaves an address out
-			return verify(cs)
-		}
-	}
-	return cfg
+	return certs.For(c.tls, e.serverName())
 }
 
 // guarded turns a panic of the user's function into an error: it runs in a
@@ -253,8 +276,9 @@ func guarded[T any](f func() (T, error)) (v T, err error) {
 //
 // An addr equal to a node's resolved address dials that node, as drivers do to
 // cancel a request; any other addr, and network, only name the cluster. Use
-// [Cluster.DialAddr] when addr itself is meant. The connection counts as load of
-// its node until it is closed, and is cut by Close of the Cluster.
+// [Cluster.DialAddr] when addr itself is meant. The connection is a
+// [*Conn]; it counts as load of its node until it is closed, and is cut by Close of
+// the Cluster.
 func (c *Cluster) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	if err := c.waitResolved(ctx); err != nil {
 		return nil, err

@@ -59,6 +59,7 @@ type operation struct {
 	failed  []*Error // what failed, oldest first; at most maxStory
 	hidden  int      // failures that will not matter if the operation succeeds
 	free    bool     // the one retry that costs nothing was used
+	over    bool     // fn had its way: an error it returned is its own
 	result  error    // what Do returns
 }
 
@@ -115,6 +116,7 @@ func (op *operation) giveBack(ctx context.Context, conn *Conn, err error) error 
 	good := err == nil || has(err, reusable)
 	switch {
 	case good:
+		op.over = true
 		conn.uses++
 		conn.node.report(now, now-conn.since, nil)
 		var m *marked
@@ -187,7 +189,7 @@ func (e *ending) Is(target error) bool { return errors.Is(e.cause, target) }
 // error to return in op.result.
 func (op *operation) again(err error) bool {
 	var shared *Error
-	if !errors.As(err, &shared) || error(shared) != err {
+	if op.over || !errors.As(err, &shared) {
 		return false // fn's own error, marked Reusable
 	}
 	own := *shared // the node remembers the other
@@ -227,7 +229,7 @@ func (op *operation) worthwhile(e *Error) bool {
 	switch {
 	case has(e, permanent), ended(op.ctx) != nil:
 		return false
-	case e.Class == ClassUnprocessed:
+	case e.Class == ClassUnprocessed, errors.Is(e, errUnwanted):
 		return true
 	case e.Written > 0 && op.safety != Idempotent:
 		return false
@@ -246,8 +248,12 @@ func (op *operation) pause(e *Error, immediate bool) bool {
 		wait = c.cfg.Retry.Backoff.delay(op.attempt - 1)
 	}
 	c.stats.retries.Add(1)
-	c.emit(Event{Kind: EventRetry, Attempt: op.attempt + 1, Duration: wait, Err: e})
-	if wait > 0 && !sleep(op.ctx, wait) {
+	event := Event{Kind: EventRetry, Attempt: op.attempt + 1, Duration: wait, Err: e}
+	if len(op.tried) > 0 {
+		event.Node = op.tried[len(op.tried)-1]
+	}
+	c.emit(event)
+	if wait > 0 && !sleep(op.ctx, wait, c.ctx.Done()) {
 		return op.gaveUp(e)
 	}
 	if !c.waitUsable(op.ctx) {
@@ -273,11 +279,14 @@ func (c *Cluster) late(ctx context.Context, e *Error) error {
 	return &late
 }
 
-func sleep(ctx context.Context, d time.Duration) bool {
+// sleep waits for d, or until early, and reports whether ctx still lives.
+func sleep(ctx context.Context, d time.Duration, early <-chan struct{}) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
+	case <-early:
 		return true
 	case <-ctx.Done():
 		return false

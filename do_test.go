@@ -857,11 +857,14 @@ func TestUserFunctionsRunOutsideLocks(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
+		c.Close()
 		for _, name := range []string{"Picker", "pick", "Dial", "Lookup", "Handshake", "Probe", "Classify", "Log", "Payload", "fn",
 			"Observe state", "Observe dial", "Observe close", "Observe retry", "Observe resolve", "Observe check"} {
+			mu.Lock()
 			if called[name] == 0 {
 				t.Errorf("%s was never called", name)
 			}
+			mu.Unlock()
 		}
 	})
 }

@@ -14,7 +14,7 @@ const (
 	EventState   EventKind = "state"   // a node went From one State To another because of Cause
 	EventDial    EventKind = "dial"    // a connect attempt to Node ended after Duration
 	EventClose   EventKind = "close"   // a connection to Node was closed because of Cause
-	EventRetry   EventKind = "retry"   // an operation will run again after Duration
+	EventRetry   EventKind = "retry"   // an operation that failed on Node will run again after Duration
 	EventResolve EventKind = "resolve" // the set of nodes changed, or a source failed with Err
 	EventPanic   EventKind = "panic"   // too few usable nodes: ejected ones are used too; Cause "over" ends it
 	EventCheck   EventKind = "check"   // an active check of Node ended after Duration
@@ -90,7 +90,8 @@ func (c *Cluster) deliver(e Event) {
 }
 
 // log writes an event with the keys endpoint (as configured), addr (resolved),
-// attempt, duration, class and err. Texts that came from outside are escaped by the handler and cut here.
+// attempt, duration, class and err. Texts that came from outside are escaped by
+// the handler and cut here.
 func (c *Cluster) log(e Event) {
 	level := e.level()
 	if !c.cfg.Log.Enabled(context.Background(), level) {

@@ -76,9 +76,10 @@ func (n *Node) leaveLocked(cause string, err *Error) {
 	n.c.wakeup()
 }
 
-// ejectTime grows with the times a node was ejected.
+// ejectTime grows with the times a node was ejected. Off it is short, not nothing:
+// a node that is still down must not be probed without a pause.
 func (c *Cluster) ejectTime(times int) time.Duration {
-	d := c.cfg.Outlier.Eject * time.Duration(times)
+	d := max(c.cfg.Outlier.Eject*time.Duration(times), 100*time.Millisecond)
 	if most := c.cfg.Outlier.MaxEject; most > 0 {
 		d = min(d, most)
 	}

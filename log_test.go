@@ -142,7 +142,7 @@ func TestLogKeys(t *testing.T) {
 			"holdfast dial":    {"endpoint", "addr", "attempt", "duration", "class?", "err?"},
 			"holdfast state":   {"endpoint", "addr", "from", "to", "cause", "class?", "err?"},
 			"holdfast close":   {"endpoint", "addr", "cause", "duration?"},
-			"holdfast retry":   {"attempt", "duration?", "class", "err"},
+			"holdfast retry":   {"endpoint", "addr", "attempt", "duration?", "class", "err"},
 			"holdfast resolve": {"cause"},
 			"holdfast read":    {"addr", "bytes", "duration", "class?", "err?"},
 			"holdfast write":   {"addr", "bytes", "duration", "class?", "err?"},

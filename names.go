@@ -159,6 +159,9 @@ func (c *Cluster) relookupLocked() {
 
 // lookup turns an endpoint into endpoints that can be dialed as they are.
 func (c *Cluster) lookup(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error) {
+	if e.TLS && e.ServerName == "" {
+		e.ServerName = c.tls.ServerName // Config.TLS's own word comes before the host
+	}
 	if f := c.cfg.Names.Lookup; f != nil && e.isName() {
 		return c.lookupOwn(ctx, e)
 	}
@@ -282,7 +285,7 @@ func (c *Cluster) sameFamily(of *Node, tried []*Node) []*Node {
 		case n.v6 == of.v6:
 			same = append(same, n)
 		default:
-			other = other || n.deriveLocked().usable() && !slices.Contains(tried, n)
+			other = other || n.deriveLocked().Usable() && !slices.Contains(tried, n)
 		}
 	}
 	if !other {

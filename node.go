@@ -153,7 +153,8 @@ func (n *Node) deriveLocked() State {
 	return StateIdle
 }
 
-func (s State) usable() bool { return s <= StateReady }
+// Usable reports whether a policy may choose a node in this state.
+func (s State) Usable() bool { return s <= StateReady }
 
 // changedLocked announces a new state, if there is one, and its cause. Whatever
 // changes the facts calls it before unlocking.
@@ -165,7 +166,7 @@ func (n *Node) changedLocked(cause string, err error) {
 	before := n.state
 	n.state = now
 	n.c.emitLocked(Event{Kind: EventState, Node: n, From: before, To: now, Cause: cause, Err: err})
-	if before.usable() != now.usable() {
+	if before.Usable() != now.Usable() {
 		n.c.outdatedLocked()
 	}
 }

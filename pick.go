@@ -20,15 +20,21 @@ type Lease struct{ n *Node }
 // the ejection and the statistics.
 func (c *Cluster) Pick(key uint64, tried []*Node) (Lease, error) {
 	c.begin()
-	v := c.view.Load()
-	for _, pick := range v.tiers {
-		n := pick(key, tried)
-		if n != nil && !slices.Contains(tried, n) {
-			n.inflight.Add(1)
-			return Lease{n}, nil
+	for {
+		v := c.view.Load()
+		for _, pick := range v.tiers {
+			n := pick(key, tried)
+			if n != nil && !slices.Contains(tried, n) {
+				n.inflight.Add(1)
+				return Lease{n}, nil
+			}
+		}
+		// The facts may be ahead of the view: who was turned away from a node that is
+		// gone comes here before those that took its place are published.
+		if c.publish(); c.view.Load() == v {
+			return Lease{}, c.noNode(tried)
 		}
 	}
-	return Lease{}, c.noNode(tried)
 }
 
 // Node returns the chosen node.
@@ -120,7 +126,7 @@ func (c *Cluster) tiersLocked() [][]*Node {
 	for _, level := range c.levelsLocked() {
 		var up []*Node
 		for _, n := range level {
-			if n.deriveLocked().usable() {
+			if n.deriveLocked().Usable() {
 				up = append(up, n)
 			}
 		}
@@ -220,7 +226,7 @@ func (c *Cluster) noNode(tried []*Node) error {
 		return e
 	}
 	for _, n := range c.nodes {
-		if !n.deriveLocked().usable() && !slices.Contains(tried, n) {
+		if !n.deriveLocked().Usable() && !slices.Contains(tried, n) {
 			e.Tried = append(e.Tried, n.downErrLocked())
 		}
 	}

@@ -196,7 +196,7 @@ func (c *Cluster) parkLocked(conn *Conn, since time.Duration) error {
 // slotWantedLocked reports whether a caller waits who lacks nothing but a slot.
 func (c *Cluster) slotWantedLocked() bool {
 	return c.waiting > 0 && slices.ContainsFunc(c.nodes, func(n *Node) bool {
-		return len(n.pool.waiters) > n.pool.dialing && n.pool.open < c.cfg.Pool.Max && n.retryAt == 0
+		return len(n.pool.waiters) > n.pool.dialing && c.lacksSlotOnlyLocked(n)
 	})
 }
 
@@ -224,9 +224,12 @@ func (c *Cluster) poolTry(_ context.Context, t *try) error {
 	}
 	n.pool.waiters = append(n.pool.waiters, t)
 	c.waiting++
+	if t.race.queued++; t.race.queued == 1 {
+		c.callers++
+	}
 	c.pumpLocked(n)
 	t.dialing = n.pool.dialing > 0 || n.retryAt != 0 // a backoff may be overtaken too
-	if c.waiting-c.dialing > c.cfg.Pool.Waiters {
+	if most := c.cfg.Pool.Waiters; c.callers > most && c.waiting-c.dialing > most {
 		c.removeWaiterLocked(n, len(n.pool.waiters)-1)
 		return &Error{Phase: PhaseAcquire, Class: ClassExhausted, Endpoint: n.Endpoint(), Node: n.String(), Err: ErrPoolExhausted}
 	}
@@ -235,6 +238,10 @@ func (c *Cluster) poolTry(_ context.Context, t *try) error {
 
 func (c *Cluster) removeWaiterLocked(n *Node, i int) {
 	w := n.pool.waiters
+	r := w[i].race
+	if r.queued--; r.queued == 0 {
+		c.callers--
+	}
 	copy(w[i:], w[i+1:])
 	w[len(w)-1] = nil
 	n.pool.waiters = w[:len(w)-1]
@@ -274,19 +281,23 @@ func (c *Cluster) pumpLocked(n *Node) {
 // mayDialLocked reports whether the node may have one more connection now. At the
 // limit over all nodes, a connection that rests elsewhere makes room.
 func (c *Cluster) mayDialLocked(n *Node) bool {
-	p, limits := &n.pool, &c.cfg.Pool
-	maxDials := limits.MaxDials
-	if p.unproven {
-		maxDials = 1
-	}
-	if c.closedLocked() != nil || n.draining || n.retryAt != 0 || p.open >= limits.Max || p.dialing >= maxDials {
+	if !c.lacksSlotOnlyLocked(n) {
 		return false
 	}
-	if c.open < limits.Total {
+	if c.open < c.cfg.Pool.Total {
 		return true
 	}
 	c.evictLocked(n)
 	return false
+}
+
+// lacksSlotOnlyLocked reports whether nothing about the node itself forbids a dial.
+func (c *Cluster) lacksSlotOnlyLocked(n *Node) bool {
+	p, maxDials := &n.pool, c.cfg.Pool.MaxDials
+	if p.unproven {
+		maxDials = 1
+	}
+	return c.closedLocked() == nil && !n.draining && n.retryAt == 0 && p.open < c.cfg.Pool.Max && p.dialing < maxDials
 }
 
 // evictLocked closes the connection that has rested longest on another node. The

@@ -892,10 +892,11 @@ func TestReconnectIsImmediateOnce(t *testing.T) {
 }
 
 func TestMassDropReconnectsAreSpread(t *testing.T) {
+	const stable = time.Second // what breaks earlier was a failed connect
 	// dropped lets all connections break at once and returns when each was
 	// replaced, counted from then on.
 	dropped := func(t *testing.T, w *world, n int) []time.Duration {
-		time.Sleep(time.Minute)
+		time.Sleep(2 * stable)
 		s := w.servers[0]
 		if k := s.open(); k != n {
 			t.Fatalf("%d connections before the drop, want %d", k, n)
@@ -915,11 +916,11 @@ func TestMassDropReconnectsAreSpread(t *testing.T) {
 		}
 		clear(s.conns)
 		s.mu.Unlock()
-		time.Sleep(10 * time.Second)
+		time.Sleep(5 * time.Second)
 		mu.Lock()
 		defer mu.Unlock()
 		if len(back) != n {
-			t.Errorf("%d of %d connections came back within 10 s", len(back), n)
+			t.Errorf("%d of %d connections came back within 5 s", len(back), n)
 		}
 		return back
 	}
@@ -928,7 +929,9 @@ func TestMassDropReconnectsAreSpread(t *testing.T) {
 		inWorld(t, 1, func(t *testing.T, w *world) {
 			const n = 1000
 			for range n {
-				c := w.cluster(holdfast.Config{Pool: holdfast.Pool{MinIdle: 1}, Observe: func(holdfast.Event) {}})
+				c := w.cluster(holdfast.Config{
+					Pool: holdfast.Pool{MinIdle: 1}, Backoff: holdfast.Backoff{StableAfter: stable}, Observe: func(holdfast.Event) {},
+				})
 				begin(t, c)
 			}
 			back := dropped(t, w, n)
@@ -941,7 +944,7 @@ func TestMassDropReconnectsAreSpread(t *testing.T) {
 	t.Run("of one cluster", func(t *testing.T) {
 		inWorld(t, 1, func(t *testing.T, w *world) {
 			const n = 100
-			c := w.cluster(holdfast.Config{Pool: holdfast.Pool{Max: n, MinIdle: n}})
+			c := w.cluster(holdfast.Config{Pool: holdfast.Pool{Max: n, MinIdle: n}, Backoff: holdfast.Backoff{StableAfter: stable}})
 			begin(t, c)
 			assertSpread(t, dropped(t, w, n), 900*time.Millisecond, 100*time.Millisecond, n/5)
 		})

@@ -24,6 +24,10 @@ type race struct {
 	tried   []*Node                           // this operation must not take these
 	running []*try
 	failed  []*Error
+	turned  int // how often a node went out of use while the race waited for it
+
+	exhausted error // why there is no further node
+	queued    int   // tries in the nodes' queues; guarded by the Cluster's lock
 
 	mu   sync.Mutex // guards over
 	over bool
@@ -149,16 +153,15 @@ func (r *race) run(ctx context.Context) (*Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer r.finish()
-	var exhausted error // why there is no further node
 	for {
-		if exhausted == nil && (len(r.running) == 0 || r.overdue()) {
-			exhausted = r.next(ctx)
+		if r.exhausted == nil && (len(r.running) == 0 || r.overdue()) {
+			r.exhausted = r.next(ctx)
 			continue
 		}
 		if len(r.running) == 0 {
-			return nil, r.lost(exhausted)
+			return nil, r.lost(r.exhausted)
 		}
-		conn, err := r.await(ctx, exhausted == nil)
+		conn, err := r.await(ctx, r.exhausted == nil)
 		if conn != nil || err != nil {
 			return conn, err
 		}
@@ -247,6 +250,10 @@ func (r *race) take(res result) (*Conn, error) {
 		return res.conn, nil
 	}
 	res.try.lease.Done()
+	if errors.Is(res.err, errUnwanted) && r.turned < maxTries {
+		r.turnedAway(res.try.lease.n)
+		return nil, nil
+	}
 	e := res.try.lease.n.dialError(PhaseDial, res.err)
 	var shared *Error
 	if errors.As(res.err, &shared) {
@@ -257,6 +264,15 @@ func (r *race) take(res result) (*Conn, error) {
 	}
 	r.failed = append(r.failed, e)
 	return nil, nil
+}
+
+// turnedAway makes the race look again: a node that went out of use while the race
+// waited was not tried, and what is left may be used now, in panic even that node.
+func (r *race) turnedAway(n *Node) {
+	r.turned++
+	r.tried = slices.DeleteFunc(r.tried, func(o *Node) bool { return o == n })
+	r.exhausted = nil
+	r.c.settle()
 }
 
 // blameSlow puts nodes into backoff that had a head start and lost: otherwise

@@ -77,7 +77,7 @@ func (f file) Watch(ctx context.Context, push func([]Endpoint, error)) {
 			push(endpoints, nil)
 			last, lastErr = text, ""
 		}
-		if !sleep(ctx, filePoll) {
+		if !sleep(ctx, filePoll, nil) {
 			return
 		}
 	}

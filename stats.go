@@ -78,7 +78,7 @@ func (c *Cluster) Stats() Stats {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s.Dialing, s.Waiting, s.Panic, s.EventsDropped = c.dialing, c.waiting, c.panicking, c.events.dropped
+	s.Dialing, s.Waiting, s.Panic, s.EventsDropped = c.dialing, c.callers, c.panicking, c.events.dropped
 	for _, n := range c.nodes {
 		node := n.statsLocked()
 		s.Conns += node.Conns
@@ -100,7 +100,7 @@ func (n *Node) statsLocked() NodeStats {
 		s.BytesWritten += uint64(conn.written.Load())
 		s.BytesRead += uint64(conn.read.Load())
 	}
-	if n.lastErr != nil && !s.State.usable() {
+	if n.lastErr != nil && !s.State.Usable() {
 		s.Err = clip(n.lastErr.Error())
 	}
 	return s

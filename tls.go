@@ -21,10 +21,11 @@ type TLSFiles struct {
 	CRL       string   // revocation list; when set, a stale one refuses everything
 	Pins      []string // "sha256/BASE64" of public keys, at least two, one of which must be in the chain
 
-	OnError func(error) // told when a changed file is not taken
+	LaxKeyMode bool        // accept a key that others may read, as Kubernetes mounts it by default
+	OnError    func(error) // told when a changed file is not taken
 }
 
 // Config reads and checks everything once.
 func (f TLSFiles) Config() (*tls.Config, error) {
-	return certs.Files{CA: f.CA, Cert: f.Cert, Key: f.Key, CRL: f.CRL, Pins: f.Pins, OnError: f.OnError}.Client()
+	return certs.Files{CA: f.CA, Cert: f.Cert, Key: f.Key, CRL: f.CRL, Pins: f.Pins, LaxKeyMode: f.LaxKeyMode, OnError: f.OnError}.Client()
 }

@@ -48,7 +48,10 @@ func TestDemoFailsOnAWrongReply(t *testing.T) {
 	addr := serve(t, nil, func(conn net.Conn) {
 		for {
 			message, err := readMessage(conn)
-			if err != nil || writeMessage(conn, append(message, "?"...)) != nil {
+			if string(message) == "mine" {
+				message = []byte("yours")
+			}
+			if err != nil || writeMessage(conn, message) != nil {
 				return
 			}
 		}

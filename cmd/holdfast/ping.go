@@ -290,5 +290,11 @@ func (t *target) network() string {
 func (pg *pinger) tlsFor(t *target) *tls.Config {
 	cfg := pg.tls.Clone()
 	cfg.ServerName = cmp.Or(t.endpoint.ServerName, t.host)
+	if verify := cfg.VerifyConnection; verify != nil {
+		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+			cs.ServerName = cfg.ServerName // crypto/tls leaves it empty for an IP address
+			return verify(cs)
+		}
+	}
 	return cfg
 }

@@ -85,7 +85,7 @@ func (r *pingReport) text(on paint) string {
 
 // name is the address as it was given, and what a name stands for.
 func (t pingTarget) name() string {
-	if t.Address == "" || strings.HasSuffix(t.Endpoint, t.Address) {
+	if t.Address == "" || strings.Contains(t.Endpoint, t.Address) {
 		return t.Endpoint
 	}
 	return t.Endpoint + " " + t.Address

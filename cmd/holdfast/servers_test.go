@@ -152,11 +152,13 @@ func TestDemoServerEndsWithItsControl(t *testing.T) {
 	if err := exchange(conn, []byte("hello")); err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintln(demo, "delay 1h") // the end must not wait for a late answer
+	for range 2 { // once the second command is read, the first was obeyed
+		fmt.Fprintln(demo, "delay 1h")
+	}
 	if err := writeMessage(conn, []byte("are you slow?")); err != nil {
 		t.Fatal(err)
 	}
-	demo.Close()
+	demo.Close() // the end does not wait for the late answer
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}

@@ -1,280 +1,141 @@
-// Package certs makes TLS configurations from files that may change while they are
-// in use: certificates are renewed, authorities added, keys revoked, and nobody
-// restarts for it.
+// Package certs makes TLS configurations of clients from files that change while they
+// are in use: certificates are renewed, authorities added, certificates revoked, and
+// nobody restarts for it.
 //
-// Files are looked at when they are needed, at most once a second, by modification
-// time and size through all links, so a Kubernetes secret that is swapped by a link
-// is seen. There is no goroutine. A file that turned bad is reported once and the
-// last good one stays in use.
+//	cfg, err := certs.Files{
+//		CA:  "/etc/app/ca.pem",
+//		Cert: "/etc/app/tls.crt", Key: "/etc/app/tls.key", // for mutual TLS
+//		CRL: "/etc/app/ca.crl",
+//	}.Client()
+//	if err != nil {
+//		return err // names every file that is wrong
+//	}
+//	…
+//	conn := tls.Client(raw, certs.For(cfg, host)) // once per connection
 //
-// Verification is never off. With authorities of its own, a client's configuration
-// has InsecureSkipVerify set and does the whole verification itself in
-// VerifyConnection, because a [tls.Config] cannot change its roots; that is the way
-// crypto/tls documents, and it runs on resumed sessions too, which
-// VerifyPeerCertificate does not.
+// # What is verified
+//
+// Always the chain, its dates, its purpose and the host: against the authorities in CA,
+// or the system's when CA is empty. Then, where configured, that one key of the chain
+// is pinned and that no certificate of it is revoked. All of it holds on resumed
+// sessions too, against the files of that moment: what has expired or been revoked
+// since the full handshake is refused. TLS 1.2 is the least, and of its cipher suites
+// those with forward secrecy and authenticated encryption (RFC 9325 §4.2).
+//
+// A [tls.Config] cannot change its roots. With CA set the configuration therefore has
+// InsecureSkipVerify, and does the whole verification in VerifyConnection, the way
+// crypto/tls documents. Two things follow. Who replaces VerifyConnection in it takes
+// the verification away: call the one that was there first. And crypto/tls does not
+// tell VerifyConnection an IP address, which is never sent to the server: [For] does,
+// and without it a connection to an IP address is refused.
+//
+// # Files
+//
+// Files are looked at when a handshake needs them, at most once a second, by
+// modification time, size, mode and identity, through symbolic links: a Kubernetes
+// secret, swapped by a link, is seen. There is no goroutine. Replace a file by
+// renaming another over it, or a handshake may find half of it. Then, and whenever a
+// changed file is bad, the last good one stays in use, OnError is told once, and the
+// next change is looked at as any other. Certificate and key are taken together.
+// With a new pair the sessions made with the old one are forgotten, for they carry its
+// identity; a ticket that is still on its way is not.
+//
+// A key that its group or others can read is refused, as ssh does, unless LaxKeyMode:
+// a Kubernetes secret needs defaultMode 0400 or it. Windows has no such modes.
+//
+// # Pins
+//
+// A pin is the SHA-256 of a public key (RFC 7469), as [Pin] gives it and
+//
+//	openssl x509 -in cert.pem -noout -pubkey | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64
+//
+// after "sha256/". Any certificate of the verified chain may have it, leaf or authority.
+// There must be two at least: the key in use, and the one to change to when it is lost.
+//
+// # Revocation
+//
+// CRL is a file of revocation lists, PEM one after the other, or one in DER. Every
+// certificate of the chain but its root needs a list of its issuer there, signed by it
+// and not past its next update; else it counts as revoked. Lists that speak of some of
+// an issuer's certificates only (deltas, partitions) are refused when they are read. A
+// certificate that is itself in CA has no issuer; to revoke it, take it out. OCSP is
+// not done.
 package certs
 
 import (
-	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/base64"
-	"encoding/pem"
-	"errors"
-	"fmt"
-	"os"
-	"strings"
-	"time"
 )
 
-// Files names the material of a client. All are PEM.
+// Files names the material of a client. A path that is empty stands for nothing of its
+// kind. It is a plain value; what Client has made of it no longer looks at it.
 type Files struct {
-	CA         string   // authorities; "" means the system's
-	Cert, Key  string   // client certificate, both or none
-	CRL        string   // revocation list; "" means none
-	Pins       []string // as Pin gives them, at least two; nil means none
+	CA        string   // PEM, authorities to trust; empty means the system's
+	Cert, Key string   // PEM, the certificate we show, its intermediates behind it, and its key; both or none
+	CRL       string   // PEM or DER, revocation lists; when set, what they do not cover is refused
+	Pins      []string // "sha256/BASE64", two or more; nil means none
+
+	// ServerName is the host to verify, and to ask for, unless the configuration's user
+	// sets another.
 	ServerName string
-	LaxKeyMode bool        // accept a key that others may read
-	OnError    func(error) // told of a changed file that is not taken, once a change
+
+	// LaxKeyMode accepts a Key that group or others may read.
+	LaxKeyMode bool
+
+	// OnError, if not nil, is told of a changed file that was not taken, in the
+	// handshake that came across it. Calls may overlap.
+	OnError func(error)
 }
 
-// PinError means that no certificate of the chain has a pinned key.
-type PinError struct{ Got []string }
-
-func (e *PinError) Error() string {
-	return "certificate: no key of the chain is pinned; it has " + strings.Join(e.Got, ", ")
+// Client reads and checks all files, and returns a configuration that keeps up with
+// them. The error names each that is wrong. The configuration may be cloned; clones
+// share their sessions.
+func (f Files) Client() (*tls.Config, error) {
+	s, err := open(f)
+	if err != nil {
+		return nil, err
+	}
+	m := s.current.Load()
+	cfg := Safe(&tls.Config{ServerName: f.ServerName, ClientSessionCache: sessions{s}, VerifyConnection: s.verify})
+	if f.CA != "" {
+		cfg.InsecureSkipVerify = true // s.verify does it
+		cfg.RootCAs = m.roots         // of this moment, for who takes that back
+	}
+	if f.Cert != "" {
+		cfg.GetClientCertificate = s.clientCertificate
+	}
+	return cfg, nil
 }
 
-// RevokedError means that a certificate of the chain is on the revocation list, or
-// that the list cannot be trusted to say so.
-type RevokedError struct {
-	Subject string
-	Why     string
+// For returns a copy of cfg for a connection to host, a name or an IP address without
+// a zone: with ServerName set, and VerifyConnection told of it even when it is an
+// address. It may be used on any configuration.
+func For(cfg *tls.Config, host string) *tls.Config {
+	cfg = cfg.Clone()
+	cfg.ServerName = host
+	if verify := cfg.VerifyConnection; verify != nil {
+		cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+			if cs.ServerName == "" { // else it is the last one that was set
+				cs.ServerName = host
+			}
+			return verify(cs)
+		}
+	}
+	return cfg
 }
 
-func (e *RevokedError) Error() string {
-	return fmt.Sprintf("certificate of %s: %s", e.Subject, e.Why)
-}
-
-// Pin is the SHA-256 of a certificate's public key (SPKI, RFC 7469), which outlives
-// the certificate.
-func Pin(c *x509.Certificate) string {
-	sum := sha256.Sum256(c.RawSubjectPublicKeyInfo)
-	return "sha256/" + base64.StdEncoding.EncodeToString(sum[:])
-}
-
-// suites of TLS 1.2 with forward secrecy and AEAD (RFC 9325 §4.2).
+// suites are those of TLS 1.2 with forward secrecy and AEAD; 1.3 has no others.
 var suites = []uint16{
 	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
 	tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
 	tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 }
 
-// Safe fills in what a configuration leaves open: TLS 1.2 at least, and of its
-// suites only those with forward secrecy and AEAD.
+// Safe raises cfg to TLS 1.2 and, unless it chooses its suites itself, to those with
+// forward secrecy and authenticated encryption. It changes cfg, and returns it.
 func Safe(cfg *tls.Config) *tls.Config {
 	cfg.MinVersion = max(cfg.MinVersion, tls.VersionTLS12)
 	if cfg.CipherSuites == nil {
 		cfg.CipherSuites = suites
 	}
 	return cfg
-}
-
-// Client reads and checks everything once and returns a configuration that keeps
-// up with the files.
-func (f Files) Client() (*tls.Config, error) {
-	v := &verifier{pins: f.Pins}
-	cfg := Safe(&tls.Config{ServerName: f.ServerName, ClientSessionCache: tls.NewLRUClientSessionCache(0)})
-	var errs []error
-	if f.CA != "" {
-		v.roots = &reloaded[*x509.CertPool]{paths: []string{f.CA}, read: readPool, onError: f.OnError}
-		errs = append(errs, v.roots.first())
-		cfg.InsecureSkipVerify = true // VerifyConnection does it, against the current roots
-	}
-	if f.CRL != "" {
-		v.list = &reloaded[*x509.RevocationList]{paths: []string{f.CRL}, read: readList, onError: f.OnError}
-		errs = append(errs, v.list.first())
-	}
-	if f.Cert != "" || f.Key != "" {
-		pair := &reloaded[*tls.Certificate]{paths: []string{f.Cert, f.Key}, read: readPair(f.LaxKeyMode), onError: f.OnError}
-		errs = append(errs, pair.first())
-		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair.get(), nil }
-	}
-	errs = append(errs, checkPins(f.Pins))
-	if err := errors.Join(errs...); err != nil {
-		return nil, err
-	}
-	cfg.VerifyConnection = v.verify
-	return cfg, nil
-}
-
-// checkPins wants two: with one, the loss of a key locks everybody out.
-func checkPins(pins []string) error {
-	if len(pins) == 1 {
-		return errors.New("one pin is a trap: give a spare one too")
-	}
-	for _, p := range pins {
-		sum, err := base64.StdEncoding.DecodeString(strings.TrimPrefix(p, "sha256/"))
-		if err != nil || len(sum) != sha256.Size || !strings.HasPrefix(p, "sha256/") {
-			return fmt.Errorf("pin %.60q: want sha256/ and the base64 of 32 bytes", p)
-		}
-	}
-	return nil
-}
-
-func readPool(paths []string) (*x509.CertPool, error) {
-	text, err := os.ReadFile(paths[0])
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("%s: no certificate in it", paths[0])
-	}
-	return pool, nil
-}
-
-func readList(paths []string) (*x509.RevocationList, error) {
-	text, err := os.ReadFile(paths[0])
-	if err != nil {
-		return nil, err
-	}
-	if block, _ := pem.Decode(text); block != nil {
-		text = block.Bytes
-	}
-	list, err := x509.ParseRevocationList(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", paths[0], err)
-	}
-	return list, nil
-}
-
-func readPair(lax bool) func(paths []string) (*tls.Certificate, error) {
-	return func(paths []string) (*tls.Certificate, error) {
-		if paths[0] == "" || paths[1] == "" {
-			return nil, errors.New("a certificate needs its key, and a key its certificate")
-		}
-		info, err := os.Stat(paths[1])
-		if err != nil {
-			return nil, err
-		}
-		if mode := info.Mode().Perm(); !lax && modesMatter && mode&0o077 != 0 {
-			return nil, fmt.Errorf("%s: others may read this key (mode %04o); chmod 600", paths[1], mode)
-		}
-		pair, err := tls.LoadX509KeyPair(paths[0], paths[1])
-		if err != nil {
-			return nil, fmt.Errorf("%s, %s: %w", paths[0], paths[1], err)
-		}
-		return &pair, nil
-	}
-}
-
-// verifier is the verification of one client configuration.
-type verifier struct {
-	roots *reloaded[*x509.CertPool]       // nil: crypto/tls has verified the chain
-	list  *reloaded[*x509.RevocationList] // nil: none
-	pins  []string
-}
-
-func (v *verifier) verify(cs tls.ConnectionState) error {
-	chains := cs.VerifiedChains
-	if v.roots != nil {
-		var err error
-		if chains, err = v.chains(cs); err != nil {
-			return &tls.CertificateVerificationError{UnverifiedCertificates: cs.PeerCertificates, Err: err}
-		}
-	}
-	if err := v.checkRevoked(chains); err != nil {
-		return err
-	}
-	return v.checkPinned(chains)
-}
-
-// chains is the standard verification, against the roots of this moment.
-func (v *verifier) chains(cs tls.ConnectionState) ([][]*x509.Certificate, error) {
-	if len(cs.PeerCertificates) == 0 {
-		return nil, errors.New("the server sent no certificate")
-	}
-	if cs.ServerName == "" {
-		return nil, errors.New("there is no name to verify")
-	}
-	opts := x509.VerifyOptions{DNSName: cs.ServerName, Roots: v.roots.get(), Intermediates: x509.NewCertPool()}
-	for _, c := range cs.PeerCertificates[1:] {
-		opts.Intermediates.AddCert(c)
-	}
-	return cs.PeerCertificates[0].Verify(opts)
-}
-
-// checkPinned wants a pinned key somewhere in a verified chain.
-func (v *verifier) checkPinned(chains [][]*x509.Certificate) error {
-	if len(v.pins) == 0 {
-		return nil
-	}
-	missed := &PinError{}
-	for _, chain := range chains {
-		for _, c := range chain {
-			got := Pin(c)
-			for _, want := range v.pins {
-				if got == want {
-					return nil
-				}
-			}
-			if len(missed.Got) < 4 {
-				missed.Got = append(missed.Got, got)
-			}
-		}
-	}
-	return missed
-}
-
-// checkRevoked accepts a chain only if the list of its issuer is genuine, current,
-// and does not name it. Another chain may do; if none does, it fails closed.
-func (v *verifier) checkRevoked(chains [][]*x509.Certificate) error {
-	if v.list == nil {
-		return nil
-	}
-	list := v.list.get()
-	var err error = &RevokedError{Subject: "the server", Why: "there is no verified chain"}
-	for _, chain := range chains {
-		if err = revoked(chain, list, time.Now()); err == nil {
-			return nil
-		}
-	}
-	return err
-}
-
-func revoked(chain []*x509.Certificate, list *x509.RevocationList, now time.Time) error {
-	covered := false
-	for i, c := range chain[:max(0, len(chain)-1)] {
-		issuer := chain[i+1]
-		if string(issuer.RawSubject) != string(list.RawIssuer) {
-			continue
-		}
-		covered = true
-		deny := func(why string) error { return &RevokedError{Subject: clip(c.Subject.String()), Why: why} }
-		switch {
-		case list.CheckSignatureFrom(issuer) != nil:
-			return deny("the revocation list is not its issuer's")
-		case !list.NextUpdate.IsZero() && now.After(list.NextUpdate):
-			return deny("the revocation list is stale since " + list.NextUpdate.Format(time.RFC3339))
-		}
-		for _, r := range list.RevokedCertificateEntries {
-			if r.SerialNumber.Cmp(c.SerialNumber) == 0 {
-				return deny("revoked at " + r.RevocationTime.Format(time.RFC3339))
-			}
-		}
-	}
-	if !covered {
-		return &RevokedError{Subject: clip(chain[0].Subject.String()), Why: "the revocation list is another authority's"}
-	}
-	return nil
-}
-
-// clip makes a text from a certificate fit for a message.
-func clip(s string) string {
-	const limit = 200
-	if len(s) > limit {
-		s = s[:limit] + "…"
-	}
-	return fmt.Sprintf("%q", s)
 }
