@@ -300,6 +300,21 @@ func TestStarvedProberEjectsNobody(t *testing.T) {
 			})
 		})
 	}
+	t.Run("when an ejection is over", func(t *testing.T) {
+		inWorld(t, 3, func(t *testing.T, w *world) {
+			start := time.Now()
+			c := w.cluster(holdfast.Config{
+				Check: holdfast.Check{Interval: -1},
+				Probe: func(ctx context.Context, _ net.Conn) error {
+					if time.Since(start) < 40*time.Second {
+						return standstill(ctx)
+					}
+					return nil
+				}})
+			eject(t, c, w.servers[0].addr)
+			within(t, w.readmitted(w.servers[0].addr).Sub(start), 40*time.Second, 45*time.Second)
+		})
+	})
 	t.Run("a server that stands still is ejected", func(t *testing.T) {
 		inWorld(t, 3, func(t *testing.T, w *world) {
 			c := w.cluster(cfg)

@@ -181,7 +181,10 @@ func (n *Node) fillDueLocked(now time.Duration, next *time.Duration) {
 		return
 	}
 	n.refill = slices.DeleteFunc(n.refill, func(at time.Duration) bool { return due(at, now, next) })
-	for len(n.pool.idle)+n.pool.away+n.pool.dialing+len(n.refill) < want && n.c.mayDialLocked(n) {
+	for len(n.pool.idle)+n.pool.away+n.pool.dialing+len(n.refill) < want && n.c.lacksSlotOnlyLocked(n) {
+		if n.c.open >= n.c.cfg.Pool.Total {
+			return // nobody is evicted for a connection that nobody waits for
+		}
 		n.c.dialLocked(n)
 	}
 }
@@ -262,11 +265,14 @@ func (c *Cluster) lookedAt(n *Node) {
 func (c *Cluster) takeRested(n *Node, i int) *Conn {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	idle := n.pool.idle
-	if i >= len(idle) || clock()-idle[i].since < sweepEvery/2 {
+	idle, now := n.pool.idle, clock()
+	if i >= len(idle) || now-idle[i].since < sweepEvery/2 {
 		return nil
 	}
 	conn := idle[i]
+	if conn.opened+c.cfg.Backoff.StableAfter <= now {
+		n.stableLocked()
+	}
 	n.pool.idle = slices.Delete(idle, i, i+1)
 	n.pool.away++
 	return conn
@@ -428,12 +434,13 @@ func (c *Cluster) closedNow() error {
 	return nil
 }
 
-// waitResolved waits for the first answer about the endpoints' addresses.
+// waitResolved waits for the first answer about the endpoints' addresses, and for
+// a view of the facts as they are: that one is in the making when they are ahead.
 func (c *Cluster) waitResolved(ctx context.Context) error {
 	c.begin()
 	for {
 		v := c.view.Load()
-		if v.resolved {
+		if v.resolved && !c.outdated() {
 			return c.closedNow()
 		}
 		select {
@@ -488,7 +495,7 @@ func (c *Cluster) WaitReady(ctx context.Context) error {
 		if !sleep(ctx, pause, c.ctx.Done()) || !c.waitUsable(ctx) {
 			var e *Error
 			errors.As(err, &e)
-			return c.late(ctx, e)
+			return c.outOfTime(ctx, e)
 		}
 	}
 }

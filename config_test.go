@@ -168,8 +168,8 @@ func TestNegativeMeansOff(t *testing.T) {
 				}
 				time.Sleep(time.Hour) // never idle too long, never too old
 			}
-			if n := len(w.client.Conns()); n > 2 || len(w.seen(holdfast.EventCheck)) > 0 || len(w.seen(holdfast.EventClose)) > 0 {
-				t.Errorf("%d connections, checks %v, closes %v", n, w.seen(holdfast.EventCheck), w.seen(holdfast.EventClose))
+			if n := len(w.client.Conns()); n > 2 || len(w.all(holdfast.EventCheck)) > 0 || len(w.all(holdfast.EventClose)) > 0 {
+				t.Errorf("%d connections, checks %v, closes %v", n, w.all(holdfast.EventCheck), w.all(holdfast.EventClose))
 			}
 		})
 	})
@@ -202,7 +202,7 @@ func TestNegativeMeansOff(t *testing.T) {
 			c := w.cluster(holdfast.Config{Check: holdfast.Check{Interval: time.Minute, Timeout: -1}, Timeouts: holdfast.Timeouts{Dial: -1}})
 			c.Refresh(0) // begins
 			time.Sleep(3 * time.Minute)
-			for _, e := range w.seen(holdfast.EventCheck) {
+			for _, e := range w.all(holdfast.EventCheck) {
 				if e.Err != nil {
 					t.Errorf("a check without a limit ended with %v", e.Err)
 				}

@@ -264,19 +264,19 @@ func (op *operation) pause(e *Error, immediate bool) bool {
 
 // gaveUp adds to the error that the context ended while waiting.
 func (op *operation) gaveUp(e *Error) bool {
-	op.result = op.c.late(op.ctx, e)
+	op.result = op.c.outOfTime(op.ctx, e)
 	return false
 }
 
-// late is e with the end of the context that did not let anyone mend it.
-func (c *Cluster) late(ctx context.Context, e *Error) error {
+// outOfTime is e, with the end of the context that left no time to mend it.
+func (c *Cluster) outOfTime(ctx context.Context, e *Error) error {
 	end := ended(ctx)
 	if end == nil {
 		return e
 	}
-	late := *e // others hold e
-	late.Err, late.Class = errors.Join(end, e.Err), c.cfg.Retry.Classify(end)
-	return &late
+	own := *e // others hold e
+	own.Err, own.Class = errors.Join(end, e.Err), c.cfg.Retry.Classify(end)
+	return &own
 }
 
 // sleep waits for d, or until early, and reports whether ctx still lives.

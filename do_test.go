@@ -604,7 +604,7 @@ func TestPanicGivesItsPlaceBack(t *testing.T) {
 			}})
 			c.Refresh(0) // begins
 			synctest.Wait()
-			checks := w.seen(holdfast.EventCheck)
+			checks := w.all(holdfast.EventCheck)
 			if len(checks) == 0 || checks[0].Err == nil || !strings.Contains(checks[0].Err.Error(), "panic: boom") {
 				t.Errorf("checks %v, want the panic as an error", checks)
 			}
@@ -697,6 +697,39 @@ func TestCallersWaitForTheFirstConnect(t *testing.T) {
 		if n := len(w.servers[0].got()); n != 10 {
 			t.Errorf("the server got %d requests, want 10", n)
 		}
+	})
+}
+
+// A node that has just come back is usable before the policy has been asked about
+// the new set: who calls in between waits for the answer, and is not told that
+// there is nobody.
+func TestCallersWaitForThePolicy(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		s := w.servers[0]
+		s.crash()
+		var slow atomic.Bool
+		policy := holdfast.Ordered()
+		c := w.cluster(holdfast.Config{
+			Backoff: every(time.Second),
+			Picker: func(nodes []*holdfast.Node) func(uint64, []*holdfast.Node) *holdfast.Node {
+				if slow.Load() {
+					time.Sleep(time.Second)
+				}
+				return policy(nodes)
+			},
+		})
+		c.Acquire(t.Context())
+		s.listen()
+		slow.Store(true)
+		time.Sleep(1500 * time.Millisecond)
+		if state := c.Stats().Nodes[0].State; state != holdfast.StateIdle {
+			t.Fatalf("the node is %v: the story is over before it began", state)
+		}
+		within(t, took(func() {
+			if err := c.Do(t.Context(), holdfast.Unsafe, say("x")); err != nil {
+				t.Error(err)
+			}
+		}), 0, time.Second)
 	})
 }
 
@@ -1008,7 +1041,7 @@ func TestNetTCPClientSuite(t *testing.T) {
 					c := w.cluster(holdfast.Config{Picker: policy, Retry: holdfast.Retry{Attempts: -1}})
 					c.Do(t.Context(), holdfast.Unsafe, say("x"))
 					dialed := map[string]int{}
-					for _, e := range w.seen(holdfast.EventDial) {
+					for _, e := range w.all(holdfast.EventDial) {
 						dialed[e.Node.Addr()]++
 					}
 					for _, s := range w.servers {
@@ -1096,6 +1129,12 @@ func (w *world) meddle(f func(nth int, conn *simnet.Conn)) func(context.Context,
 		}
 		return conn, err
 	}
+}
+
+// all returns the events of one kind, also those that are being delivered.
+func (w *world) all(kind holdfast.EventKind) []holdfast.Event {
+	synctest.Wait()
+	return w.seen(kind)
 }
 
 // ours names the functions of the library in each goroutine that is no caller's.

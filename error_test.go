@@ -325,12 +325,12 @@ func TestExhaustionJoinsEveryNodesError(t *testing.T) {
 			cfg.Retry.Attempts = -1
 			c := w.cluster(cfg)
 			c.Acquire(t.Context())
-			before := len(w.seen(holdfast.EventDial))
+			before := len(w.all(holdfast.EventDial))
 			var err error
 			within(t, took(func() { _, err = c.Acquire(t.Context()) }), 0, 0)
 			check(t, err, 1)
-			if !errors.Is(err, holdfast.ErrNoEndpoint) || len(w.seen(holdfast.EventDial)) != before {
-				t.Errorf("got %v after %d further dials, want ErrNoEndpoint after none", err, len(w.seen(holdfast.EventDial))-before)
+			if !errors.Is(err, holdfast.ErrNoEndpoint) || len(w.all(holdfast.EventDial)) != before {
+				t.Errorf("got %v after %d further dials, want ErrNoEndpoint after none", err, len(w.all(holdfast.EventDial))-before)
 			}
 		})
 	})

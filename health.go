@@ -118,6 +118,7 @@ func (n *Node) readmitDueLocked(now time.Duration, next *time.Duration) {
 		case !n.ejected:
 		case err == nil:
 			n.readmitLocked("probe passed")
+		case err == errStarved: // no verdict: the next probe is due at once
 		default:
 			n.ejects++
 			n.until = clock() + n.c.ejectTime(n.ejects)

@@ -805,6 +805,13 @@ func TestTransitionsAreEventsWithACause(t *testing.T) {
 		}
 		outOfFiles = false
 		w.told(c, "out of descriptors")
+		own, err := c.DialContext(t.Context(), "tcp", "") // a: ready
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.told(c, "a driver's connection")
+		own.Close() // a: idle
+		w.told(c, "and its end")
 		do() // a: connecting, ready
 		w.told(c, "connected")
 		w.servers[0].crash()

@@ -10,7 +10,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/holdfast-net/holdfast"
@@ -62,8 +64,10 @@ func (l *logged) add(r record) {
 	l.lines = append(l.lines, r)
 }
 
-// of returns the lines with this message; "" gives all.
+// of returns the lines with this message, "" gives all; also those that are being
+// written.
 func (l *logged) of(msg string) []record {
+	synctest.Wait()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.DeleteFunc(slices.Clone(l.lines), func(r record) bool { return msg != "" && r.msg != msg })
@@ -212,7 +216,15 @@ func TestPayloadIsLoggedOnlyWhenAsked(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			inWorld(t, 2, func(t *testing.T, w *world) {
 				var log logged
-				aStoryToLog(t, w, holdfast.Config{Log: recorder(log.add).at(row.level), Payload: row.payload})
+				var asked atomic.Int32
+				cfg := holdfast.Config{Log: recorder(log.add).at(row.level)}
+				if row.payload != nil {
+					cfg.Payload = func(p []byte) []byte { asked.Add(1); return row.payload(p) }
+				}
+				aStoryToLog(t, w, cfg)
+				if row.level != levelPayload && asked.Load() > 0 {
+					t.Errorf("payloads were prepared %d times for nobody", asked.Load())
+				}
 				got := []string{}
 				for _, r := range log.of("holdfast payload") {
 					if len(got) < 2 {

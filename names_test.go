@@ -298,6 +298,25 @@ func TestRemovedNodeDrains(t *testing.T) {
 	})
 }
 
+// What rests on a node that goes is closed there and then.
+func TestRemovedNodeClosesWhatRests(t *testing.T) {
+	inWorld(t, 2, func(t *testing.T, w *world) {
+		source := newFeed()
+		source.set(w.servers[0].addr)
+		c := w.clusterFrom(holdfast.Config{}, source)
+		if err := c.Do(t.Context(), holdfast.Unsafe, say("x")); err != nil {
+			t.Fatal(err)
+		}
+		source.set(w.servers[1].addr)
+		if n := len(w.client.Conns()); n != 0 {
+			t.Errorf("%d connections are open", n)
+		}
+		if got, want := nodesOf(c), []string{"10.0.0.2 idle"}; !slices.Equal(got, want) {
+			t.Errorf("nodes %q, want %q", got, want)
+		}
+	})
+}
+
 // gaps returns the times between questions.
 func gaps(times []time.Time) []time.Duration {
 	var out []time.Duration

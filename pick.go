@@ -20,21 +20,15 @@ type Lease struct{ n *Node }
 // the ejection and the statistics.
 func (c *Cluster) Pick(key uint64, tried []*Node) (Lease, error) {
 	c.begin()
-	for {
-		v := c.view.Load()
-		for _, pick := range v.tiers {
-			n := pick(key, tried)
-			if n != nil && !slices.Contains(tried, n) {
-				n.inflight.Add(1)
-				return Lease{n}, nil
-			}
-		}
-		// The facts may be ahead of the view: who was turned away from a node that is
-		// gone comes here before those that took its place are published.
-		if c.publish(); c.view.Load() == v {
-			return Lease{}, c.noNode(tried)
+	v := c.view.Load()
+	for _, pick := range v.tiers {
+		n := pick(key, tried)
+		if n != nil && !slices.Contains(tried, n) {
+			n.inflight.Add(1)
+			return Lease{n}, nil
 		}
 	}
+	return Lease{}, c.noNode(tried)
 }
 
 // Node returns the chosen node.
@@ -70,6 +64,12 @@ type view struct {
 
 // outdatedLocked asks for a new view; publish makes it.
 func (c *Cluster) outdatedLocked() { c.version++ }
+
+func (c *Cluster) outdated() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.published != c.version
+}
 
 // outdatedInPanicLocked is for facts that only a view in panic depends on.
 func (c *Cluster) outdatedInPanicLocked() {

@@ -360,6 +360,7 @@ func (c *Cluster) fillSlot(n *Node) {
 	}
 	cause := c.parkLocked(conn, clock())
 	c.pumpLocked(n)
+	n.changedLocked("connected", nil)
 	c.mu.Unlock()
 	c.wakeup() // run keeps MinIdle, MaxDials at a time
 	if cause != nil {

@@ -248,7 +248,8 @@ func TestPoolLimitsPerNodeAndTotal(t *testing.T) {
 			}
 			// The third node needs a place: the connection that rested longest goes.
 			k.point(w.servers[2].addr)
-			third := borrow(t, c)
+			var third *holdfast.Conn
+			within(t, took(func() { third = borrow(t, c) }), 0, 0)
 			if a, b := w.servers[0].settled(), w.servers[1].settled(); a != 0 || b != 1 {
 				t.Errorf("the first node keeps %d connections, the second %d; want 0 and 1", a, b)
 			}
@@ -731,12 +732,14 @@ func assertSpread(t *testing.T, moments []time.Duration, least, bin time.Duratio
 // given a connection, leave every place as it was.
 func TestCancelStormLeaksNothing(t *testing.T) {
 	const places = 8
-	callers, rounds := 100, 200
+	callers, rounds := 100, 120
 	if os.Getenv("HOLDFAST_SOAK") != "" {
-		rounds *= 50
+		rounds *= 100
 	}
 	inWorld(t, 2, func(t *testing.T, w *world) {
-		w.net.SetLink("", "", simnet.Link{Latency: time.Millisecond, Jitter: time.Millisecond})
+		// All in whole milliseconds, so that ends, returns and dials fall on the same
+		// moments.
+		w.net.SetLink("", "", simnet.Link{Latency: time.Millisecond})
 		c := w.cluster(holdfast.Config{
 			Pool:    holdfast.Pool{Max: places, MaxLifetime: 50 * time.Millisecond},
 			Observe: func(holdfast.Event) {},
@@ -747,7 +750,7 @@ func TestCancelStormLeaksNothing(t *testing.T) {
 			wg.Go(func() {
 				rng := rand.New(rand.NewPCG(1, uint64(i)))
 				for range rounds {
-					d := time.Duration(rng.Int64N(int64(12 * time.Millisecond)))
+					d := time.Duration(rng.IntN(12)) * time.Millisecond
 					ctx, cancel := context.WithTimeout(t.Context(), d)
 					conn, err := c.Acquire(ctx)
 					if err != nil {
@@ -756,7 +759,7 @@ func TestCancelStormLeaksNothing(t *testing.T) {
 						continue
 					}
 					got.Add(1)
-					time.Sleep(time.Duration(rng.Int64N(int64(3 * time.Millisecond))))
+					time.Sleep(time.Duration(rng.IntN(4)) * time.Millisecond)
 					switch rng.IntN(10) {
 					case 0:
 						conn.Discard(nil)
@@ -887,6 +890,48 @@ func TestReconnectIsImmediateOnce(t *testing.T) {
 		}
 		if len(dials) != 2 || dials[0] != 0 || dials[1] < 160*time.Millisecond || dials[1] > 300*time.Millisecond {
 			t.Fatalf("redialed at %v, want at 0, then after the backoff of 200 ms ±20 %%", dials)
+		}
+	})
+}
+
+// The backoff starts over when a connection stayed up, whether it was used or lay
+// at rest.
+func TestBackoffStartsOverAfterAStableConn(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		var mu sync.Mutex
+		var dials []time.Time
+		c := w.cluster(holdfast.Config{Pool: holdfast.Pool{MinIdle: 1}, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			mu.Lock()
+			dials = append(dials, time.Now())
+			mu.Unlock()
+			return w.client.DialContext(ctx, network, addr)
+		}})
+		pause := func() time.Duration { // between the first two refused dials
+			time.Sleep(10 * time.Second)
+			mu.Lock()
+			defer mu.Unlock()
+			if len(dials) < 2 {
+				t.Fatal("no dials to a server that is down")
+			}
+			return dials[1].Sub(dials[0])
+		}
+		w.servers[0].crash()
+		begin(t, c)
+		const most = 1300 * time.Millisecond // 200 ms ±20 %, and up to a second of spread; the sixth is above 1.6 s
+		if d := pause(); d > most {
+			t.Errorf("the first pause is %v", d)
+		}
+		w.servers[0].listen()
+		time.Sleep(time.Minute)
+		if n := w.servers[0].settled(); n != 1 {
+			t.Fatalf("%d connections are kept ready", n)
+		}
+		mu.Lock()
+		dials = nil
+		mu.Unlock()
+		w.servers[0].crash()
+		if d := pause(); d > most {
+			t.Errorf("after a connection that was up for half a minute and more the first pause is %v", d)
 		}
 	})
 }

@@ -47,7 +47,7 @@ func TestEveryNodeIsTriedBeforeAnySleep(t *testing.T) {
 						}
 					}), 0, 0)
 					dialed := map[string]int{}
-					for _, e := range w.seen(holdfast.EventDial) {
+					for _, e := range w.all(holdfast.EventDial) {
 						if dialed[e.Node.Addr()]++; dialed[e.Node.Addr()] > 1 {
 							t.Errorf("%v was dialed twice in one pass", e.Node)
 						}
@@ -67,6 +67,7 @@ func TestEveryNodeIsTriedBeforeAnySleep(t *testing.T) {
 			c := w.cluster(holdfast.Config{})
 			start := time.Now()
 			c.Do(t.Context(), holdfast.Unsafe, say("x"))
+			synctest.Wait()
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			dials := 0
@@ -105,7 +106,7 @@ func TestAttemptsBoundRetries(t *testing.T) {
 				t.Errorf("got %v, want refused", err)
 			}
 			var at []time.Duration
-			for _, e := range w.seen(holdfast.EventDial) {
+			for _, e := range w.all(holdfast.EventDial) {
 				at = append(at, e.Time.Sub(start))
 			}
 			if fmt.Sprint(at) != "[0s 2s 4s]" {
@@ -125,7 +126,7 @@ func TestAttemptsBoundRetries(t *testing.T) {
 			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("got %v, want the end of the context and why", err)
 			}
-			for _, e := range w.seen(holdfast.EventRetry) {
+			for _, e := range w.all(holdfast.EventRetry) {
 				if e.Duration > 2*time.Second {
 					t.Errorf("slept %v, above twice the cap", e.Duration)
 				}
@@ -134,9 +135,39 @@ func TestAttemptsBoundRetries(t *testing.T) {
 	})
 }
 
+// lateContext is one whose timer is late, as on a busy host.
+type lateContext struct {
+	context.Context
+	end time.Time
+}
+
+func (l lateContext) Deadline() (time.Time, bool) { return l.end, true }
+
+// The connection's own deadline may fire before the context's timer: that is the
+// end of the operation, not a failure to be mended.
+func TestNoAttemptAfterTheDeadline(t *testing.T) {
+	inWorld(t, 2, func(t *testing.T, w *world) {
+		c := w.cluster(holdfast.Config{})
+		late, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		runs := 0
+		var err error
+		within(t, took(func() {
+			err = c.Do(lateContext{late, time.Now().Add(time.Second)}, holdfast.Idempotent, func(_ context.Context, conn *holdfast.Conn) error {
+				runs++
+				_, err := conn.Read(make([]byte, 1))
+				return err
+			})
+		}), time.Second, time.Second)
+		if runs != 1 || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%d runs, %v; want the end of the context after one", runs, err)
+		}
+	})
+}
+
 func TestBackoffBetweenRounds(t *testing.T) {
 	gaps := func(w *world) (gaps []time.Duration) {
-		dials := w.seen(holdfast.EventDial)
+		dials := w.all(holdfast.EventDial)
 		for i := range dials[1:] {
 			gaps = append(gaps, dials[i+1].Time.Sub(dials[i].Time))
 		}
@@ -183,7 +214,7 @@ func TestBackoffBetweenRounds(t *testing.T) {
 			start := time.Now()
 			c.Do(t.Context(), holdfast.Unsafe, say("x"))
 			rounds := map[time.Duration]int{}
-			for _, e := range w.seen(holdfast.EventDial) {
+			for _, e := range w.all(holdfast.EventDial) {
 				rounds[e.Time.Sub(start)]++
 			}
 			if fmt.Sprint(rounds) != "map[0s:3 1s:3 2s:3 3s:3]" {
@@ -579,7 +610,7 @@ func TestAcceptThenCloseBacksOff(t *testing.T) {
 					time.Sleep(time.Millisecond) // the caller's own loop
 				}
 				var at []time.Duration
-				for _, e := range w.seen(holdfast.EventDial) {
+				for _, e := range w.all(holdfast.EventDial) {
 					at = append(at, e.Time.Sub(start).Truncate(time.Second))
 				}
 				if fmt.Sprint(at) != "[0s 1s 3s 7s 15s 23s 31s 39s 47s 55s]" {
@@ -797,17 +828,19 @@ func TestRetryBudgetBoundsAmplification(t *testing.T) {
 			overloaded(w)
 			var runs atomic.Int64
 			c := w.cluster(cfg(&holdfast.Budget{PerSecond: 1}))
-			var last error
+			var denied error
 			for range seconds * perSecond {
-				last = c.Do(t.Context(), holdfast.Unsafe, ask(&runs))
+				if err := c.Do(t.Context(), holdfast.Unsafe, ask(&runs)); errors.Is(err, holdfast.ErrRetryBudget) {
+					denied = err
+				}
 				time.Sleep(time.Second / perSecond)
 			}
 			const requests = seconds * perSecond
 			if n := runs.Load(); n < requests*115/100 || n > requests*120/100+seconds+10 {
 				t.Errorf("%d requests became %d runs, want 20 %% and one a second more", requests, n)
 			}
-			if e := asError(t, last); !errors.Is(last, holdfast.ErrRetryBudget) || !errors.Is(last, busy) || e.Class != holdfast.ClassUnprocessed {
-				t.Errorf("got %v of class %v, want the original error and that the budget is spent", last, e.Class)
+			if e := asError(t, denied); !errors.Is(denied, busy) || e.Class != holdfast.ClassUnprocessed {
+				t.Errorf("got %v of class %v, want the original error and that the budget is spent", denied, e.Class)
 			}
 			if s := c.Stats(); s.BudgetDenied == 0 || s.Retries != uint64(runs.Load())-requests {
 				t.Errorf("%d denied, %d retries counted of %d", s.BudgetDenied, s.Retries, runs.Load()-requests)

@@ -134,14 +134,14 @@ func TestStatsAsJSON(t *testing.T) {
 func TestWaitingCountsCallers(t *testing.T) {
 	inWorld(t, 4, func(t *testing.T, w *world) {
 		w.net.Partition("10.0.1.1", "")
-		c := w.cluster(holdfast.Config{Pool: holdfast.Pool{Waiters: 20}})
+		c := w.cluster(holdfast.Config{Pool: holdfast.Pool{Waiters: 15}})
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
 				if _, err := c.Acquire(ctx); errors.Is(err, holdfast.ErrPoolExhausted) {
-					t.Errorf("ten callers are too many for a queue of twenty: %v", err)
+					t.Errorf("ten callers are too many for a queue of fifteen: %v", err)
 				}
 			})
 		}
@@ -217,7 +217,7 @@ func TestNodeStatesAreVisible(t *testing.T) {
 		}
 
 		var steps []string
-		for _, e := range w.seen(holdfast.EventState) {
+		for _, e := range w.all(holdfast.EventState) {
 			if e.Node != node {
 				continue
 			}
@@ -275,13 +275,13 @@ func TestBackoffEventsCarryTheAttempt(t *testing.T) {
 			t.Fatal(err)
 		}
 		var dials, retries []int
-		for _, e := range w.seen(holdfast.EventDial) {
+		for _, e := range w.all(holdfast.EventDial) {
 			dials = append(dials, e.Attempt)
 			if last := len(dials) == 5; last != (e.Err == nil) {
 				t.Errorf("dial %d ended with %v", e.Attempt, e.Err)
 			}
 		}
-		for _, e := range w.seen(holdfast.EventRetry) {
+		for _, e := range w.all(holdfast.EventRetry) {
 			retries = append(retries, e.Attempt)
 			if e.Err == nil || e.Duration != time.Millisecond {
 				t.Errorf("retry %d because of %v, after %v", e.Attempt, e.Err, e.Duration)
@@ -298,7 +298,7 @@ func TestBackoffEventsCarryTheAttempt(t *testing.T) {
 		s.crash()
 		time.Sleep(time.Second)
 		c.DialContext(t.Context(), "", "")
-		dial := w.seen(holdfast.EventDial)
+		dial := w.all(holdfast.EventDial)
 		if last := dial[len(dial)-1]; last.Err == nil || last.Attempt != 1 {
 			t.Errorf("the first connect after a minute of health is attempt %d, %v", last.Attempt, last.Err)
 		}

@@ -40,7 +40,7 @@ func TestDialTimeoutIsPerAttempt(t *testing.T) {
 			if e := asError(t, err); !e.Timeout() || e.Attempt != 3 {
 				t.Errorf("got %v, want a timeout of the third attempt", err)
 			}
-			for _, e := range w.seen(holdfast.EventDial) {
+			for _, e := range w.all(holdfast.EventDial) {
 				within(t, e.Duration, 2*time.Second, 2*time.Second)
 			}
 		})

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/holdfast-net/holdfast"
+	"github.com/holdfast-net/holdfast/internal/simnet"
 )
 
 // authority issues certificates. They are valid in the year 2000, where a bubble's
@@ -249,6 +250,22 @@ func TestTLSHandshakeStallTimesOut(t *testing.T) {
 			})
 		}
 	}
+	t.Run("the hook shares the limit", func(t *testing.T) {
+		inWorld(t, 0, func(t *testing.T, w *world) {
+			s := w.startTLS("10.0.0.1:7000", ca.server(t, "10.0.0.1"))
+			s.does(func(net.Conn, string) bool { return true }) // does not answer the login
+			w.net.SetLink("", "", simnet.Link{Latency: 500 * time.Millisecond})
+			c := w.clusterTLS(holdfast.Config{TLS: ca.client(), Handshake: func(_ context.Context, conn *holdfast.Conn) error {
+				return exchange(conn, "login")
+			}})
+			var err error
+			d := took(func() { _, err = c.Acquire(t.Context()) })
+			within(t, d, 6*time.Second, 6*time.Second) // 1 s of dial, then 5 s from the first byte of TLS
+			if e := asError(t, err); !e.Timeout() || e.Phase != holdfast.PhaseHandshake {
+				t.Errorf("phase %v, class %v: %v", e.Phase, e.Class, err)
+			}
+		})
+	})
 	t.Run("another node overtakes it", func(t *testing.T) {
 		inWorld(t, 1, func(t *testing.T, w *world) {
 			w.servers[0].greets(func(conn net.Conn) bool { silent(conn); return false })
@@ -680,7 +697,8 @@ func TestNetTCPClientSuiteOverTLS(t *testing.T) {
 				}
 				c := w.clusterTLS(cfg)
 				seen := map[string]int{}
-				for range 30 {
+				dials := 10 * servers
+				for range dials {
 					conn, err := c.DialContext(t.Context(), "tcp", "any:1")
 					if err != nil {
 						t.Fatal(err)
@@ -692,7 +710,7 @@ func TestNetTCPClientSuiteOverTLS(t *testing.T) {
 				if name == "ordered" {
 					used = 1
 				}
-				if len(seen) != used || name == "round robin" && seen[w.servers[0].addr] != 30/used {
+				if len(seen) != used || name == "round robin" && seen[w.servers[0].addr] != dials/used {
 					t.Errorf("connections per server: %v", seen)
 				}
 			})

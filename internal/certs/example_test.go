@@ -16,17 +16,13 @@ import (
 	"github.com/holdfast-net/holdfast/internal/certs"
 )
 
-func Example() {
-	// A server whose certificate is for 127.0.0.1, and the file a client trusts.
+func ExampleFiles_Client() {
+	// A server whose certificate is for 127.0.0.1, and the file that a client trusts.
 	srv := httptest.NewUnstartedServer(http.NotFoundHandler())
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	srv.StartTLS()
 	defer srv.Close()
-	dir, err := os.MkdirTemp("", "certs")
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
+	dir, _ := os.MkdirTemp("", "certs")
 	defer os.RemoveAll(dir)
 	ca := filepath.Join(dir, "ca.pem")
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})
@@ -35,8 +31,8 @@ func Example() {
 		return
 	}
 
-	dial := func(f certs.Files) error {
-		cfg, err := f.Client()
+	dial := func(pins ...string) error {
+		cfg, err := certs.Files{CA: ca, Pins: pins}.Client()
 		if err != nil {
 			return err
 		}
@@ -48,17 +44,16 @@ func Example() {
 		}
 		return conn.Close()
 	}
-	fmt.Println(dial(certs.Files{CA: ca}))
-	fmt.Println(dial(certs.Files{CA: ca, Pins: []string{certs.Pin(srv.Certificate())}}))
-
 	spare := "sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="
 	other := "sha256/AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
-	fmt.Println(dial(certs.Files{CA: ca, Pins: []string{certs.Pin(srv.Certificate()), spare}}))
+	fmt.Println("no pins:", dial())
+	fmt.Println("one pin:", dial(certs.Pin(srv.Certificate())))
+	fmt.Println("a pin and a spare one:", dial(certs.Pin(srv.Certificate()), spare))
 	var missed *certs.PinError
-	fmt.Println(errors.As(dial(certs.Files{CA: ca, Pins: []string{other, spare}}), &missed))
+	fmt.Println("other pins:", errors.As(dial(other, spare), &missed))
 	// Output:
-	// <nil>
-	// pins: one key alone; pin a spare one too
-	// <nil>
-	// true
+	// no pins: <nil>
+	// one pin: one pin is a trap: give a spare one too
+	// a pin and a spare one: <nil>
+	// other pins: true
 }

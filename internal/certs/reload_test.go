@@ -13,319 +13,326 @@ import (
 	"time"
 )
 
-// complaints collects what OnError is told.
+// complaints is what OnError was told.
 type complaints struct {
-	mu  sync.Mutex
-	got []error
+	mu   sync.Mutex
+	list []string
 }
 
 func (c *complaints) add(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.got = append(c.got, err)
+	c.list = append(c.list, err.Error())
 }
 
-// take returns what came since the last time.
-func (c *complaints) take() []error {
+// want takes the complaints since the last time: one with these words, or none.
+func (c *complaints) want(t *testing.T, words string) {
+	t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	got := c.got
-	c.got = nil
-	return got
+	if words == "" && len(c.list) > 0 || words != "" && (len(c.list) != 1 || !strings.Contains(c.list[0], words)) {
+		t.Errorf("complaints %q, want %q", c.list, words)
+	}
+	c.list = nil
 }
 
-// wantOne wants one complaint, about a file.
-func (c *complaints) wantOne(t *testing.T, file string) {
+// mutual is a server that wants its root's certificates, and a client with one.
+type mutual struct {
+	folder
+	root   *authority
+	server *tls.Config
+	client *tls.Config
+	said   complaints
+}
+
+func newMutual(t *testing.T) *mutual {
+	m := &mutual{folder: newFolder(t), root: newRoot(t, "root")}
+	m.server = serving(m.root.issue())
+	m.server.ClientAuth, m.server.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
+	m.server.ClientCAs.AddCert(m.root.cert)
+	cert, key := m.putPair(m.root.issue(called("first")))
+	m.client = client(t, Files{CA: m.put("ca.pem", m.root.pem()), Cert: cert, Key: key, OnError: m.said.add})
+	return m
+}
+
+// meets visits a few seconds in a row; the server must meet this client each time.
+func (m *mutual) meets(t *testing.T, want string) {
 	t.Helper()
-	if got := c.take(); len(got) != 1 || !strings.Contains(got[0].Error(), file) {
-		t.Errorf("complaints %v, want one about %s", got, file)
-	}
-}
-
-func (c *complaints) wantNone(t *testing.T) {
-	t.Helper()
-	if got := c.take(); len(got) != 0 {
-		t.Errorf("complaints: %v", got)
-	}
-}
-
-// mutual is a server that wants certificates of a root, and a client that has one.
-func mutual(t *testing.T) (f folder, root *authority, s *server, cfg *tls.Config, said *complaints) {
-	f, root, said = newFolder(t), newRoot(t, "root"), &complaints{}
-	pool := x509.NewCertPool()
-	pool.AddCert(root.cert)
-	s = serve(t, &tls.Config{Certificates: []tls.Certificate{*root.issue()}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool})
-	cert, key := f.putPair(root.issue(named("first")))
-	cfg = client(t, Files{CA: f.put("ca.pem", root.pem()), Cert: cert, Key: key, OnError: said.add})
-	return f, root, s, cfg, said
-}
-
-func (s *server) wantGreeting(cfg *tls.Config, want string) {
-	s.t.Helper()
-	if _, greeting := s.mustVisit(cfg, "db.test"); greeting != want {
-		s.t.Errorf("the server met %s, want %s", greeting, want)
-	}
-}
-
-func TestClientCertificateIsReloaded(t *testing.T) {
-	f, root, s, cfg, said := mutual(t)
-	s.wantGreeting(cfg, "first")
-	if cs, _ := s.mustVisit(cfg, "db.test"); !cs.DidResume {
-		t.Error("the session was not resumed")
-	}
-	clone := cfg.Clone()
-	f.putPair(root.issue(named("second")))
-	hurry(cfg)
-	s.wantGreeting(cfg, "second") // not the first one's session
-	s.wantGreeting(clone, "second")
-	if cs, _ := s.mustVisit(cfg, "db.test"); !cs.DidResume {
-		t.Error("the new session was not resumed")
-	}
-	said.wantNone(t)
-}
-
-func TestBadPairKeepsTheOldOne(t *testing.T) {
-	f, root, s, cfg, said := mutual(t)
-	second := root.issue(named("second"))
-
-	f.put("tls.crt", certPEM(second)) // half of a renewal
 	for range 3 {
-		hurry(cfg)
-		s.wantGreeting(cfg, "first")
-	}
-	said.wantOne(t, "tls.crt")
-
-	f.put("tls.key", keyPEM(t, second)) // and the other half
-	hurry(cfg)
-	s.wantGreeting(cfg, "second")
-	said.wantNone(t)
-
-	key := filepath.Join(f.path, "tls.key")
-	for what, spoil := range map[string]func() error{
-		"cut short": func() error { return os.Truncate(key, 60) },
-		"gone":      func() error { return os.Remove(key) },
-		"a folder":  func() error { return errors.Join(os.Remove(key), os.Mkdir(key, 0o700)) },
-	} {
-		if err := spoil(); err != nil {
-			t.Fatal(err)
+		time.Sleep(lookAgain)
+		if _, got := mustVisit(t, m.server, m.client); got != want {
+			t.Errorf("the server met the %s, want the %s", got, want)
 		}
-		for range 3 {
-			hurry(cfg)
-			s.wantGreeting(cfg, "second")
-		}
-		if got := said.take(); len(got) != 1 || !strings.Contains(got[0].Error(), "tls.key") {
-			t.Errorf("%s: complaints %v, want one", what, got)
-		}
-		os.Remove(key)
-		f.put("tls.key", keyPEM(t, second))
-		hurry(cfg)
-		s.wantGreeting(cfg, "second")
-		said.wantNone(t)
 	}
 }
 
-func TestKeyThatBecomesReadableIsNotTaken(t *testing.T) {
-	needModes(t)
-	f, root, s, cfg, said := mutual(t)
-	key := filepath.Join(f.path, "tls.key")
-	if err := os.Chmod(key, 0o644); err != nil { // changes neither time nor size
-		t.Fatal(err)
-	}
-	hurry(cfg)
-	s.wantGreeting(cfg, "first")
-	said.wantOne(t, "mode 0644")
-
-	second := root.issue(named("second"))
-	f.put("tls.crt", certPEM(second))
-	f.putMode("tls.key", keyPEM(t, second), 0o640)
-	hurry(cfg)
-	s.wantGreeting(cfg, "first")
-	said.wantOne(t, "mode 0640")
-
-	os.Chmod(key, 0o600)
-	hurry(cfg)
-	s.wantGreeting(cfg, "second")
-	said.wantNone(t)
+// A session has the identity that it began with: with a new pair it is forgotten.
+func TestClientCertificateIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMutual(t)
+		m.meets(t, "first")
+		if resumed, _ := mustVisit(t, m.server, m.client); !resumed {
+			t.Error("no session was resumed")
+		}
+		m.putPair(m.root.issue(called("second")))
+		if _, got := mustVisit(t, m.server, m.client); got != "first" {
+			t.Errorf("within the second the server met the %s", got)
+		}
+		m.meets(t, "second")
+		if resumed, _ := mustVisit(t, m.server, m.client); !resumed {
+			t.Error("no session was resumed after the change")
+		}
+		m.said.want(t, "")
+	})
 }
 
-// A rotation of authorities: the new one is added, servers move, the old one goes.
-func TestAuthoritiesAreReloaded(t *testing.T) {
-	f, before, after, said := newFolder(t), newRoot(t, "before"), newRoot(t, "after"), &complaints{}
-	older, newer := serveCert(t, before.issue()), serveCert(t, after.issue())
-	cfg := client(t, Files{CA: f.put("ca.pem", before.pem()), OnError: said.add})
-	visit := func(ca string, older1, newer1 bool) {
-		t.Helper()
-		hurry(cfg)
-		for s, good := range map[*server]bool{older: older1, newer: newer1} {
-			_, _, err := s.visit(cfg, "db.test")
-			if good != (err == nil) || !good && !is[x509.UnknownAuthorityError](err) {
-				t.Errorf("%s: %v, want good %v", ca, err, good)
+func TestBadPairKeepsTheOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMutual(t)
+		second := m.root.issue(called("second"))
+		m.put("tls.crt", certPEM(second)) // half of a renewal
+		m.meets(t, "first")
+		m.said.want(t, "private key does not match")
+		m.put("tls.key", keyPEM(t, second)) // and the other half
+		m.meets(t, "second")
+		m.said.want(t, "")
+
+		key := filepath.Join(m.path, "tls.key")
+		for what, spoil := range map[string]func() error{
+			"cut short":   func() error { return os.Truncate(key, 60) },
+			"gone":        func() error { return os.Remove(key) },
+			"a folder":    func() error { return errors.Join(os.Remove(key), os.Mkdir(key, 0o700)) },
+			"for anybody": func() error { return os.Chmod(key, 0o644) },
+		} {
+			if err := spoil(); err != nil {
+				t.Fatal(err)
+			}
+			m.meets(t, "second")
+			m.said.want(t, "tls.key")
+			os.Remove(key)
+			m.put("tls.key", keyPEM(t, second))
+			m.meets(t, "second")
+			m.said.want(t, "")
+			if t.Failed() {
+				t.Fatalf("with a key that is %s", what)
 			}
 		}
-	}
-	visit("before", true, false)
-	f.put("ca.pem", before.pem()+after.pem())
-	visit("both", true, true)
-	f.put("ca.pem", after.pem())
-	visit("after", false, true)
-	said.wantNone(t)
-	f.put("ca.pem", after.pem()[:100])
-	visit("cut short", false, true)
-	said.wantOne(t, "ca.pem")
+	})
 }
 
-func TestRevocationListIsReloaded(t *testing.T) {
-	f, root, said := newFolder(t), newRoot(t, "root"), &complaints{}
-	pair := root.issue()
-	s := serveCert(t, pair)
-	crl := f.put("ca.crl", root.crlPEM())
-	cfg := client(t, Files{CA: f.put("ca.pem", root.pem()), CRL: crl, OnError: said.add})
-	s.mustVisit(cfg, "db.test")
-
-	f.put("ca.crl", root.crlPEM(pair.Leaf))
-	hurry(cfg)
-	for range 2 { // a session is there to be resumed
-		if _, _, err := s.visit(cfg, "db.test"); !is[*RevokedError](err) {
-			t.Errorf("revoked: %v", err)
+// A good file that could not be read, because this process had no file descriptor
+// left, say, is read when it can be.
+func TestReadingIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, full, said := newFolder(t), false, complaints{}
+		r := &reloaded[string]{paths: []string{f.put("x", "old")}, onError: said.add, read: func(paths []string) (string, error) {
+			if full {
+				return "", errors.New("too many open files")
+			}
+			text, err := os.ReadFile(paths[0])
+			return string(text), err
+		}}
+		if err := r.first(); err != nil {
+			t.Fatal(err)
 		}
-	}
-	said.wantNone(t)
+		f.put("x", "new")
+		full = true
+		for range 3 {
+			time.Sleep(lookAgain)
+			if got := r.get(); got != "old" {
+				t.Errorf("%q", got)
+			}
+		}
+		said.want(t, "too many open files")
+		full = false
+		time.Sleep(lookAgain)
+		if got := r.get(); got != "new" {
+			t.Errorf("%q when it can be read again", got)
+		}
+		said.want(t, "")
+	})
+}
 
-	f.put("ca.crl", "nonsense")
-	hurry(cfg)
-	if _, _, err := s.visit(cfg, "db.test"); !is[*RevokedError](err) {
-		t.Errorf("revoked, and a bad list: %v", err)
-	}
-	said.wantOne(t, "ca.crl")
+// Some programs write into the file itself. Time or size tell.
+func TestFileWrittenInPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, start := newFolder(t), time.Now()
+		path := f.put("x", "one")
+		os.Chtimes(path, start, start)
+		r := &reloaded[string]{paths: []string{path}, read: func(paths []string) (string, error) {
+			text, err := os.ReadFile(paths[0])
+			return string(text), err
+		}}
+		if err := r.first(); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			text string
+			time time.Time
+		}{{"three", start}, {"seven", start.Add(1)}} {
+			os.WriteFile(path, []byte(c.text), 0o600)
+			os.Chtimes(path, c.time, c.time)
+			time.Sleep(lookAgain)
+			if got := r.get(); got != c.text {
+				t.Errorf("%q, want %q", got, c.text)
+			}
+		}
+	})
+}
+
+// The new authority is added, servers move to it, the old one goes; then somebody
+// spoils the file.
+func TestAuthoritiesAreRotated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, before, after, said := newFolder(t), newRoot(t, "before"), newRoot(t, "after"), complaints{}
+		older, newer := serving(before.issue()), serving(after.issue())
+		cfg := client(t, Files{CA: f.put("ca.pem", before.pem()), OnError: said.add})
+		for _, c := range []struct {
+			ca           string
+			older, newer bool
+			said         string
+		}{
+			{before.pem(), true, false, ""},
+			{before.pem() + after.pem(), true, true, ""},
+			{after.pem(), false, true, ""}, // a session with the old one is there
+			{after.pem() + before.pem()[:100], false, true, "cut short"},
+			{"", false, true, "no certificate"},
+			{before.pem(), true, false, ""},
+		} {
+			f.put("ca.pem", c.ca)
+			time.Sleep(lookAgain)
+			for server, good := range map[*tls.Config]bool{older: c.older, newer: c.newer} {
+				err := refusal(t, server, cfg)
+				if good != (err == nil) || !good && !is[x509.UnknownAuthorityError](err) {
+					t.Errorf("%v, want good %v", err, good)
+				}
+			}
+			said.want(t, c.said)
+		}
+	})
+}
+
+func TestBadListKeepsTheOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, root, said := newFolder(t), newRoot(t, "root"), complaints{}
+		good, bad := root.issue(), root.issue()
+		cfg := client(t, Files{CA: f.put("ca.pem", root.pem()), CRL: f.put("ca.crl", root.list(leaf(bad))), OnError: said.add})
+		f.put("ca.crl", "nonsense")
+		for range 3 {
+			time.Sleep(lookAgain)
+			mustVisit(t, serving(good), cfg)
+			if err := refusal(t, serving(bad), cfg); !is[*RevokedError](err) {
+				t.Errorf("a revoked one: %v", err)
+			}
+		}
+		said.want(t, "ca.crl")
+		time.Sleep(2 * time.Hour)
+		if err := refusal(t, serving(good), cfg); !is[*RevokedError](err) {
+			t.Errorf("the old list does not end: %v", err)
+		}
+	})
 }
 
 // Kubernetes mounts a secret as links to a link to a folder, and swaps the latter.
+// The files here have the same size and time before and after.
 func TestSwapOfLinksIsSeen(t *testing.T) {
-	f, root := newFolder(t), newRoot(t, "root")
-	link := func(target, name string) {
-		t.Helper()
-		path := filepath.Join(f.path, name)
-		if err := os.Symlink(target, path+".new"); err != nil {
-			t.Skipf("no symbolic links: %v", err)
-		}
-		if err := os.Rename(path+".new", path); err != nil {
-			t.Fatal(err)
-		}
-	}
-	stamp := time.Now().Add(-time.Hour)
-	fill := func(version, name string) *tls.Certificate {
-		dir := folder{t, filepath.Join(f.path, version)}
-		if err := os.Mkdir(dir.path, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		pair := root.issue(named(name))
-		for _, path := range []string{dir.put("tls.crt", certPEM(pair)), dir.put("tls.key", keyPEM(t, pair))} {
-			if err := os.Chtimes(path, stamp, stamp); err != nil { // of the same time: other files all the same
+	synctest.Test(t, func(t *testing.T) {
+		f, root := newFolder(t), newRoot(t, "root")
+		link := func(target, name string) {
+			path := filepath.Join(f.path, name)
+			os.Remove(path + "~")
+			if err := os.Symlink(target, path+"~"); err != nil {
+				t.Skipf("no symbolic links: %v", err)
+			}
+			if err := os.Rename(path+"~", path); err != nil {
 				t.Fatal(err)
 			}
 		}
-		return pair
-	}
-	first, second := fill("..1", "first"), fill("..2", "second")
-	link("..1", "..data")
-	link("..data/tls.crt", "tls.crt")
-	link("..data/tls.key", "tls.key")
-	cfg := client(t, Files{Cert: filepath.Join(f.path, "tls.crt"), Key: filepath.Join(f.path, "tls.key")})
-	for _, want := range []*tls.Certificate{first, second} {
-		hurry(cfg)
-		got, err := cfg.GetClientCertificate(nil)
-		if err != nil || !got.Leaf.Equal(want.Leaf) {
-			t.Errorf("%v, %v, want %v", got.Leaf.Subject, err, want.Leaf.Subject)
+		for _, name := range []string{"1st", "2nd"} {
+			dir := folder{t, filepath.Join(f.path, name)}
+			os.Mkdir(dir.path, 0o700)
+			cert, key := dir.putPair(root.issue(called(name)))
+			os.Chtimes(cert, time.Now(), time.Now())
+			os.Chtimes(key, time.Now(), time.Now())
 		}
-		link("..2", "..data")
-	}
-}
-
-func TestFilesAreLookedAtOnceASecond(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, root, said := newFolder(t), newRoot(t, "root"), &complaints{}
-		cert, key := f.putPair(root.issue(named("first")))
-		cfg := client(t, Files{Cert: cert, Key: key, OnError: said.add})
-		name := func() string {
-			got, _ := cfg.GetClientCertificate(nil)
-			return got.Leaf.Subject.CommonName
-		}
-		f.putPair(root.issue(named("second")))
-		time.Sleep(time.Second - time.Nanosecond)
-		if got := name(); got != "first" {
-			t.Errorf("within the second it is the %s", got)
-		}
-		time.Sleep(time.Nanosecond)
-		if got := name(); got != "second" {
-			t.Errorf("after it, it is the %s", got)
-		}
-		f.putPair(root.issue(named("third")))
-		if got := name(); got != "second" {
-			t.Errorf("within the next second it is the %s", got)
-		}
-		said.wantNone(t)
-	})
-}
-
-// Who comes while another looks at the files does not wait: OnError of one handshake
-// blocks here, and others go on, with what there is.
-func TestASlowLookHoldsNobodyUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, root := newFolder(t), newRoot(t, "root")
-		cert, key := f.putPair(root.issue(named("first")))
-		release := make(chan struct{})
-		cfg := client(t, Files{Cert: cert, Key: key, OnError: func(error) { <-release }})
-		s := storeOf(cfg)
-		s.looking.Lock() // as one does whose disk hangs
-		f.putPair(root.issue(named("second")))
-		time.Sleep(time.Minute)
-		if got := s.get().pair.Leaf.Subject.CommonName; got != "first" {
-			t.Errorf("it is the %s", got)
-		}
-		s.looking.Unlock()
-
-		f.put("tls.key", "nonsense")
-		go s.get()
-		synctest.Wait() // that one is in OnError now
-		time.Sleep(time.Minute)
-		if got := s.get().pair.Leaf.Subject.CommonName; got != "first" {
-			t.Errorf("it is the %s", got)
-		}
-		close(release)
-	})
-}
-
-func TestHandshakesDuringReloads(t *testing.T) {
-	f, root, s, cfg, said := mutual(t)
-	var wg sync.WaitGroup
-	for range 4 {
-		wg.Go(func() {
-			for range 10 {
-				hurry(cfg)
-				if _, _, err := s.visit(cfg, "db.test"); err != nil {
-					t.Errorf("a handshake: %v", err)
-				}
+		link("1st", "..data")
+		link("..data/tls.crt", "tls.crt")
+		link("..data/tls.key", "tls.key")
+		cfg := client(t, Files{Cert: filepath.Join(f.path, "tls.crt"), Key: filepath.Join(f.path, "tls.key")})
+		for _, want := range []string{"1st", "2nd"} {
+			link(want, "..data")
+			time.Sleep(lookAgain)
+			got, err := cfg.GetClientCertificate(nil)
+			if err != nil || got.Leaf.Subject.CommonName != want {
+				t.Errorf("%v, %v, want the %s", got.Leaf.Subject, err, want)
 			}
-		})
+		}
+	})
+}
+
+func TestKeyModes(t *testing.T) {
+	if !modesMatter {
+		t.Skip("files have no modes here")
 	}
-	for range 20 {
-		f.put("ca.pem", root.pem())
-		f.putPair(root.issue(named("next")))
+	f := newFolder(t)
+	pair := newRoot(t, "root").issue()
+	cert, _ := f.putPair(pair)
+	for mode, good := range map[os.FileMode]bool{0o600: true, 0o400: true, 0o644: false, 0o640: false, 0o604: false, 0o620: false} {
+		key := f.putMode("tls.key", keyPEM(t, pair), mode)
+		_, err := Files{Cert: cert, Key: key}.Client()
+		if good != (err == nil) || !good && !strings.Contains(err.Error(), "mode 06") {
+			t.Errorf("mode %04o: %v", mode, err)
+		}
+		client(t, Files{Cert: cert, Key: key, LaxKeyMode: true})
 	}
-	wg.Wait()
-	for _, err := range said.take() { // a pair that is half of each
-		if errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "private key does not match") {
-			t.Errorf("complaint: %v", err)
+}
+
+func TestStartNamesEveryBadFile(t *testing.T) {
+	f, root := newFolder(t), newRoot(t, "root")
+	cert, key := f.putPair(root.issue())
+	missing := filepath.Join(f.path, "missing.pem")
+	_, err := Files{CA: missing, Cert: cert, Key: f.put("other.key", keyPEM(t, root.issue())), CRL: key, Pins: []string{"sha256/x"}}.Client()
+	for _, want := range []string{missing, cert, "other.key", key, `"sha256/x"`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not name %s: %v", want, err)
+		}
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the cause is out of reach: %v", err)
+	}
+	for want, files := range map[string]Files{
+		"tls.crt: a certificate needs":  {Cert: cert},
+		"tls.key: a certificate needs":  {Key: key},
+		"tls.key: no certificate in it": {CA: key},
+		"not a regular file":            {CA: f.path},
+	} {
+		if _, err := files.Client(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%+v: %v", files, err)
 		}
 	}
 }
 
-// What every handshake pays for being able to reload.
-func BenchmarkLook(b *testing.B) {
-	f, root := newFolder(b), newRoot(b, "root")
-	s := storeOf(client(b, Files{CA: f.put("ca.pem", root.pem())}))
-	b.ReportAllocs()
-	for b.Loop() {
-		s.get()
-	}
+// Handshakes go on while files change under them; a pair of halves keeps the old.
+func TestHandshakesDuringReloads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newMutual(t)
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				for range 10 {
+					time.Sleep(lookAgain/2 + time.Duration(i))
+					if err := refusal(t, m.server, m.client); err != nil {
+						t.Errorf("a handshake: %v", err)
+					}
+				}
+			})
+		}
+		for range 10 {
+			m.put("ca.pem", m.root.pem())
+			m.putPair(m.root.issue(called("next")))
+			time.Sleep(lookAgain / 3)
+		}
+		wg.Wait()
+		m.meets(t, "next")
+	})
 }

@@ -1,276 +1,198 @@
 package certs
 
 import (
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
+	"encoding/pem"
 	"errors"
-	"fmt"
-	"math/big"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 )
 
-// crl is a list of this authority's, good for an hour, after the changes.
-func (a *authority) crl(revoked []*x509.Certificate, changes ...func(*x509.RevocationList)) []byte {
-	template := &x509.RevocationList{
-		Number: big.NewInt(serials.Add(1)), ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: time.Now().Add(time.Hour),
-	}
-	for _, c := range revoked {
-		entry := x509.RevocationListEntry{SerialNumber: c.SerialNumber, RevocationTime: time.Now().Add(-time.Minute)}
-		template.RevokedCertificateEntries = append(template.RevokedCertificateEntries, entry)
-	}
-	for _, change := range changes {
-		change(template)
-	}
-	der, err := x509.CreateRevocationList(rand.Reader, template, a.cert, a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return der
-}
-
-func (a *authority) crlPEM(revoked ...*x509.Certificate) string {
-	return pemOf("X509 CRL", a.crl(revoked))
-}
-
 func stale(l *x509.RevocationList) { l.NextUpdate = time.Now().Add(-time.Minute) }
 
-func TestListedCertificatesAreRefused(t *testing.T) {
-	f, root := newFolder(t), newRoot(t, "root")
-	middle := root.intermediate("middle")
-	pair, other := middle.issue(), middle.issue()
-	ca := f.put("ca.pem", root.pem())
-	s := serveCert(t, pair)
-	for name, c := range map[string]struct {
-		lists   string
-		revoked *x509.Certificate
-	}{
-		"none":             {root.crlPEM() + middle.crlPEM(), nil},
-		"another":          {root.crlPEM() + middle.crlPEM(other.Leaf), nil},
-		"the leaf":         {root.crlPEM() + middle.crlPEM(other.Leaf, pair.Leaf), pair.Leaf},
-		"the intermediate": {middle.crlPEM() + root.crlPEM(middle.cert), middle.cert},
-		"in the old list":  {root.crlPEM() + middle.crlPEM(pair.Leaf) + middle.crlPEM(), pair.Leaf},
-	} {
-		cfg := client(t, Files{CA: ca, CRL: f.put("ca.crl", c.lists)})
-		_, _, err := s.visit(cfg, "db.test")
-		var e *RevokedError
-		switch {
-		case c.revoked == nil && err != nil:
-			t.Errorf("%s revoked: %v", name, err)
-		case c.revoked != nil && !errors.As(err, &e):
-			t.Errorf("%s revoked: %v", name, err)
-		case c.revoked != nil && (e.Since.IsZero() || e.Err != nil || e.Serial != c.revoked.SerialNumber.Text(16)):
-			t.Errorf("%s revoked: %+v", name, e)
-		}
-	}
-}
+func leaf(c *tls.Certificate) []*x509.Certificate { return []*x509.Certificate{c.Leaf} }
 
 // Whatever keeps a list from clearing a certificate condemns it.
 func TestRevocationFailsClosed(t *testing.T) {
 	f, root := newFolder(t), newRoot(t, "root")
-	middle := root.intermediate("middle")
-	pair := middle.issue()
+	middle := root.below("middle")
+	pair, other := middle.issue(), middle.issue()
+	server := serving(pair)
 	ca := f.put("ca.pem", root.pem())
-	s := serveCert(t, pair)
-	good := root.crlPEM()
-	for name, lists := range map[string]string{
-		"a stale list":                      good + pemOf("X509 CRL", middle.crl(nil, stale)),
-		"no list for the leaf":              good,
-		"no list for the intermediate":      middle.crlPEM(),
-		"a stale list for the intermediate": middle.crlPEM() + pemOf("X509 CRL", root.crl(nil, stale)),
-		"another authority's list":          good + newRoot(t, "other").crlPEM(),
-		"a list of another key":             good + newRoot(t, "middle").crlPEM(),
+	good, goodMiddle := root.list(nil), middle.list(nil)
+	for name, c := range map[string]struct{ lists, why string }{
+		"nothing is revoked":                {good + goodMiddle, ""},
+		"another is revoked":                {good + middle.list(leaf(other)), ""},
+		"it is revoked":                     {good + middle.list(leaf(pair)), "revoked"},
+		"its authority is revoked":          {root.list([]*x509.Certificate{middle.cert}) + goodMiddle, "revoked"},
+		"its list is stale":                 {good + middle.list(nil, stale), "stale since"},
+		"its authority's list is stale":     {root.list(nil, stale) + goodMiddle, "stale since"},
+		"there is no list for it":           {good, "no revocation list"},
+		"there is none for its authority":   {goodMiddle, "no revocation list"},
+		"there is only a foreign list":      {newRoot(t, "stranger").list(nil), "no revocation list"},
+		"its list has a foreign signature":  {good + newRoot(t, "middle").list(nil), "not signed by its authority"},
+		"a stale list and a current one":    {good + middle.list(nil, stale) + goodMiddle, ""},
+		"a stale list still condemns":       {good + middle.list(leaf(pair), stale) + goodMiddle, "revoked"},
+		"a forged list does not condemn":    {good + goodMiddle + newRoot(t, "middle").list(leaf(pair)), ""},
+		"a forged list and a stale genuine": {good + newRoot(t, "middle").list(nil) + middle.list(nil, stale), "stale since"},
 	} {
-		cfg := client(t, Files{CA: ca, CRL: f.put("ca.crl", lists)})
-		_, _, err := s.visit(cfg, "db.test")
+		err := refusal(t, server, client(t, Files{CA: ca, CRL: f.put("ca.crl", c.lists)}))
 		var e *RevokedError
-		if !errors.As(err, &e) || !e.Since.IsZero() || e.Err == nil {
+		switch {
+		case c.why == "" && err != nil, c.why != "" && (!errors.As(err, &e) || !strings.Contains(e.Why, c.why)):
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := (Files{CA: ca, CRL: f.path + "/missing.crl"}).Client(); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a list that is not there: %v", err)
+}
+
+// A server's certificate that is an authority to itself has nobody to revoke it.
+func TestSelfSignedServerIsNotCleared(t *testing.T) {
+	f, root, alone := newFolder(t), newRoot(t, "root"), selfSigned(t)
+	ca := f.put("ca.pem", root.pem()+certPEM(alone))
+	mustVisit(t, serving(alone), client(t, Files{CA: ca}))
+	if err := refusal(t, serving(alone), client(t, Files{CA: ca, CRL: f.put("ca.crl", root.list(nil))})); !is[*RevokedError](err) {
+		t.Errorf("with a revocation list: %v", err)
 	}
 }
 
-func TestAStaleListStillCondemns(t *testing.T) {
-	root := newRoot(t, "root")
-	pair := root.issue()
-	lists := []*list{mustParse(t, root.crl([]*x509.Certificate{pair.Leaf}, stale)), mustParse(t, root.crl(nil))}
-	chain := []*x509.Certificate{pair.Leaf, root.cert}
-	var e *RevokedError
-	if err := checkRevoked(lists, chain, time.Now()); !errors.As(err, &e) || e.Since.IsZero() {
-		t.Errorf("the error is %v", err)
-	}
-	if err := checkRevoked(lists[1:], chain, time.Now()); err != nil {
-		t.Errorf("the current list alone: %v", err)
+// Sessions from before a revocation end with it, and so does what was good while the
+// list was current.
+func TestRevocationHoldsOnResumption(t *testing.T) {
+	for _, version := range versions {
+		synctest.Test(t, func(t *testing.T) {
+			f, root := newFolder(t), newRoot(t, "root")
+			pair := root.issue()
+			cfg := client(t, Files{CA: f.put("ca.pem", root.pem()), CRL: f.put("ca.crl", root.list(nil))})
+			server := serving(pair)
+			server.MaxVersion = version
+			mustVisit(t, server, cfg)
+			if resumed, _ := mustVisit(t, server, cfg); !resumed {
+				t.Error("no session was resumed")
+			}
+			time.Sleep(2 * time.Hour)
+			if err := refusal(t, server, cfg); !is[*RevokedError](err) || !strings.Contains(err.Error(), "stale") {
+				t.Errorf("after the list's end: %v", err)
+			}
+			f.put("ca.crl", root.list(nil))
+			time.Sleep(lookAgain)
+			mustVisit(t, server, cfg)
+			f.put("ca.crl", root.list(leaf(pair)))
+			time.Sleep(lookAgain)
+			if err := refusal(t, server, cfg); !is[*RevokedError](err) {
+				t.Errorf("after it was revoked: %v", err)
+			}
+		})
 	}
 }
 
-func mustParse(t *testing.T, der []byte) *list {
-	l, err := parseList(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
-func TestListGoesStaleInUse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, root := newFolder(t), newRoot(t, "root")
-		cfg := client(t, Files{CA: f.put("ca.pem", root.pem()), CRL: f.put("ca.crl", root.crlPEM())})
-		long := func(c *x509.Certificate) { c.NotAfter = time.Now().Add(9 * time.Hour) }
-		cs := tls.ConnectionState{ServerName: "db.test", DidResume: true, PeerCertificates: []*x509.Certificate{root.issue(long).Leaf}}
-		time.Sleep(59 * time.Minute)
-		if err := cfg.VerifyConnection(cs); err != nil {
-			t.Errorf("before its next update: %v", err)
+// Of two chains one may be good, but it must be good in every respect.
+func TestOneChainMustStandUpToEverything(t *testing.T) {
+	f, first, second := newFolder(t), newRoot(t, "first"), newRoot(t, "second")
+	middle := first.below("middle")
+	crossed := second.sign(templateCA("middle"), second.cert, middle.key.Public(), second.key)
+	pair := middle.issue()
+	pair.Certificate = append(pair.Certificate, crossed.Raw)
+	server := serving(pair)
+	ca := f.put("ca.pem", first.pem()+second.pem())
+	lists := middle.list(nil) + first.list([]*x509.Certificate{middle.cert})
+	spare := Pin(newRoot(t, "spare").cert)
+	for name, c := range map[string]struct {
+		second string // the second authority's list
+		pins   []string
+		good   bool
+	}{
+		"the first is revoked":                       {second.list(nil), nil, true},
+		"both are revoked":                           {second.list([]*x509.Certificate{crossed}), nil, false},
+		"the second is pinned":                       {second.list(nil), []string{spare, Pin(second.cert)}, true},
+		"the first is pinned, the second is current": {second.list(nil), []string{spare, Pin(first.cert)}, false},
+	} {
+		cfg := client(t, Files{CA: ca, CRL: f.put("ca.crl", lists+c.second), Pins: c.pins})
+		if err := refusal(t, server, cfg); c.good != (err == nil) {
+			t.Errorf("%s: %v", name, err)
 		}
-		time.Sleep(2 * time.Minute)
-		if err := cfg.VerifyConnection(cs); !is[*RevokedError](err) || !strings.Contains(err.Error(), "stale since 2000-01-01T01:00:00Z") {
-			t.Errorf("after its next update: %v", err)
-		}
-		f.put("ca.crl", root.crlPEM())
-		time.Sleep(time.Second)
-		if err := cfg.VerifyConnection(cs); err != nil {
-			t.Errorf("with the next one: %v", err)
-		}
-	})
+	}
 }
 
-func TestListsThatAreNotFullAreRefused(t *testing.T) {
-	root := newRoot(t, "root")
+func TestListsThatAreRefused(t *testing.T) {
+	f, root := newFolder(t), newRoot(t, "root")
 	critical := func(last int) func(*x509.RevocationList) {
 		return func(l *x509.RevocationList) {
 			l.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, last}, Critical: true, Value: []byte{5, 0}}}
 		}
 	}
-	for name, der := range map[string][]byte{
-		"a delta":      root.crl(nil, critical(27)),
-		"a partition":  root.crl(nil, critical(28)),
-		"one for ever": endless(t),
-		"half a list":  root.crl(nil)[:100],
-		"nothing":      nil,
+	good := root.list(nil)
+	for name, text := range map[string]string{
+		"a delta list":           root.list(nil, critical(27)),
+		"one for a part":         root.list(nil, critical(28)),
+		"one without an end":     endless(t, root),
+		"nothing":                "",
+		"nonsense":               "nonsense",
+		"a certificate":          root.pem(),
+		"one cut short":          good[:len(good)/2],
+		"a good one and half":    good + good[:len(good)/2],
+		"half of one and a good": good[:len(good)/2] + "\n" + good,
+		"a good one and a bad":   good + pemOf("X509 CRL", []byte("nonsense")),
 	} {
-		if _, err := parseList(der); err == nil {
-			t.Errorf("%s was taken", name)
+		if _, err := (Files{CRL: f.put("ca.crl", text)}).Client(); err == nil || !strings.Contains(err.Error(), "ca.crl: ") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
+	block, _ := pem.Decode([]byte(good))
+	client(t, Files{CRL: f.put("ca.crl", string(block.Bytes))}) // DER will do
 }
 
 // endless is a list without a next update, which crypto/x509 reads but does not make.
-func endless(t *testing.T) []byte {
-	type tbs struct {
+func endless(t *testing.T, a *authority) string {
+	ecdsaSHA256 := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}}
+	tbs, err := asn1.Marshal(struct {
 		Version    int
 		Signature  pkix.AlgorithmIdentifier
-		Issuer     pkix.RDNSequence
+		Issuer     asn1.RawValue
 		ThisUpdate time.Time
+	}{1, ecdsaSHA256, asn1.RawValue{FullBytes: a.cert.RawSubject}, time.Now().UTC()})
+	if err != nil {
+		t.Fatal(err)
 	}
-	algorithm := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}} // ECDSA, SHA-256
 	der, err := asn1.Marshal(struct {
-		TBS       tbs
+		TBS       asn1.RawValue
 		Algorithm pkix.AlgorithmIdentifier
 		Signature asn1.BitString
-	}{tbs{1, algorithm, nil, time.Now().UTC()}, algorithm, asn1.BitString{}})
+	}{asn1.RawValue{FullBytes: tbs}, ecdsaSHA256, asn1.BitString{Bytes: []byte{0}, BitLength: 8}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := x509.ParseRevocationList(der); err != nil {
-		t.Fatal(err)
+		t.Fatalf("the list is not one that crypto/x509 reads: %v", err)
 	}
-	return der
+	return pemOf("X509 CRL", der)
 }
 
-// Another program's lists, and its opinion of ours.
-func TestListsOfOpenSSL(t *testing.T) {
-	openssl, err := exec.LookPath("openssl")
-	switch {
-	case err != nil && os.Getenv("CI") == "true":
-		t.Fatal(err)
-	case err != nil:
-		t.Skip(err)
-	}
-	f, root := newFolder(t), newRoot(t, "root")
-	bad, good := root.issue(), root.issue()
-	ca, key := f.put("ca.pem", root.pem()), f.put("ca.key", keyPEM(t, &tls.Certificate{PrivateKey: root.key}))
-	const form = "060102150405Z"
-	f.put("index.txt", fmt.Sprintf("R\t%s\t%s\t%X\tunknown\t/CN=server\n",
-		bad.Leaf.NotAfter.UTC().Format(form), time.Now().UTC().Format(form), bad.Leaf.SerialNumber.Bytes()))
-	f.put("crlnumber", "01\n")
-	config := f.put("openssl.cnf", fmt.Sprintf("[ca]\ndefault_ca=x\n[x]\ndatabase=%[1]s/index.txt\ncrlnumber=%[1]s/crlnumber\ndefault_md=sha256\ncrl_extensions=e\n[e]\nauthorityKeyIdentifier=keyid\n", f.path))
-	crl := filepath.Join(f.path, "theirs.crl")
-	run(t, openssl, "ca", "-gencrl", "-config", config, "-keyfile", key, "-cert", ca, "-crlhours", "1", "-out", crl)
-	checkBoth(t, client(t, Files{CA: ca, CRL: crl}), good, bad)
-
-	der := filepath.Join(f.path, "theirs.der")
-	run(t, openssl, "crl", "-in", crl, "-outform", "der", "-out", der)
-	checkBoth(t, client(t, Files{CA: ca, CRL: der}), good, bad)
-
-	ours := f.put("ours.crl", root.crlPEM(bad.Leaf))
-	checkBoth(t, client(t, Files{CA: ca, CRL: ours}), good, bad)
-	run(t, openssl, "verify", "-crl_check", "-CAfile", ca, "-CRLfile", ours, f.put("good.pem", certPEM(good)))
-	out, err := exec.Command(openssl, "verify", "-crl_check", "-CAfile", ca, "-CRLfile", ours, f.put("bad.pem", certPEM(bad))).CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "certificate revoked") {
-		t.Errorf("openssl says of the revoked one: %s", out)
-	}
-}
-
-func run(t *testing.T, name string, args ...string) {
-	t.Helper()
-	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
-		t.Fatalf("%s %v: %v\n%s", name, args, err, out)
-	}
-}
-
-func checkBoth(t *testing.T, cfg *tls.Config, good, bad *tls.Certificate) {
-	t.Helper()
-	if _, _, err := serveCert(t, good).visit(cfg, "db.test"); err != nil {
-		t.Errorf("the good one: %v", err)
-	}
-	if _, _, err := serveCert(t, bad).visit(cfg, "db.test"); !is[*RevokedError](err) {
-		t.Errorf("the revoked one: %v", err)
-	}
-}
-
-// Of two chains, one through a revoked intermediate, the other one counts.
-func TestAnotherChainMayBeGood(t *testing.T) {
-	f, root, second := newFolder(t), newRoot(t, "root"), newRoot(t, "second")
-	middle := root.intermediate("middle")
-	crossed := *middle
-	crossed.cert = second.sign(caTemplate("middle"), second.cert, middle.key.Public(), second.key)
-	pair := middle.issue()
-	pair.Certificate = append(pair.Certificate, crossed.cert.Raw)
-	s := serveCert(t, pair)
-	ca := f.put("ca.pem", root.pem()+second.pem())
-	lists := middle.crlPEM() + root.crlPEM(middle.cert)
-	s.mustVisit(client(t, Files{CA: ca, CRL: f.put("ca.crl", lists+second.crlPEM())}), "db.test")
-	cfg := client(t, Files{CA: ca, CRL: f.put("ca.crl", lists+second.crlPEM(crossed.cert))})
-	if _, _, err := s.visit(cfg, "db.test"); !is[*RevokedError](err) {
-		t.Errorf("with both revoked: %v", err)
-	}
-}
-
-func BenchmarkVerify(b *testing.B) {
-	f, root := newFolder(b), newRoot(b, "root")
-	middle := root.intermediate("middle")
-	pair := middle.issue()
-	ca, crl := f.put("ca.pem", root.pem()), f.put("ca.crl", root.crlPEM()+middle.crlPEM())
-	cs := tls.ConnectionState{ServerName: "db.test", PeerCertificates: []*x509.Certificate{pair.Leaf, middle.cert}}
-	for name, files := range map[string]Files{"chain": {CA: ca}, "chain and lists": {CA: ca, CRL: crl}} {
-		b.Run(name, func(b *testing.B) {
-			verify := client(b, files).VerifyConnection
-			for b.Loop() {
-				if err := verify(cs); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
+// FuzzFiles reads what operators write, and what others send them.
+func FuzzFiles(f *testing.F) {
+	root := newRoot(f, "root")
+	chain := []*x509.Certificate{root.issue().Leaf, root.cert}
+	list, _ := pem.Decode([]byte(root.list(chain[:1])))
+	f.Add([]byte(root.pem()))
+	f.Add([]byte(root.list(nil)))
+	f.Add(list.Bytes)
+	f.Add([]byte(Pin(root.cert)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if _, err := blocks(data); err == nil {
+			x509.NewCertPool().AppendCertsFromPEM(data)
+		}
+		if l, err := parseList(data); err == nil {
+			checkRevoked(chain, []*x509.RevocationList{l}, l.NextUpdate)
+		}
+		if pins, err := parsePins([]string{string(data), Pin(root.cert)}); err == nil && len(pins) != 2 {
+			t.Errorf("pins %v", pins)
+		}
+		if text := clip(string(data)); len(text) > 3*260 || strings.ContainsAny(text, "\x00\x1b\r\n") {
+			t.Errorf("%q", text)
+		}
+	})
 }

@@ -179,7 +179,7 @@ func eachLine(path string, f func(fields []string)) error {
 	lines := bufio.NewScanner(file)
 	for lines.Scan() {
 		line, _, _ := strings.Cut(lines.Text(), "#")
-		if fields := strings.Fields(line); len(fields) > 1 && fields[0][0] != ';' {
+		if fields := strings.Fields(line); len(fields) > 1 {
 			f(fields)
 		}
 	}

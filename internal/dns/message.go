@@ -134,7 +134,7 @@ func (q question) records(p *dnsmessage.Parser) ([]record, error) {
 // readRecord reads the body that h announces. The parser believes an address to be
 // as long as it must be, and would take what is missing from the next record.
 func readRecord(p *dnsmessage.Parser, h dnsmessage.ResourceHeader) (r record, err error) {
-	r = record{name: lower(h.Name), ttl: clampTTL(h.TTL)}
+	r = record{name: lower(h.Name), ttl: readTTL(h.TTL)}
 	switch {
 	case h.Type == dnsmessage.TypeA && h.Length == 4:
 		var a dnsmessage.AResource
@@ -170,19 +170,19 @@ func lower(n dnsmessage.Name) string {
 	return string(name)
 }
 
-// clampTTL follows RFC 2181 §8: the top bit set means 0.
-func clampTTL(seconds uint32) time.Duration {
+// readTTL follows RFC 2181 §8: the top bit set means 0.
+func readTTL(seconds uint32) time.Duration {
 	if seconds > 1<<31-1 {
 		return 0
 	}
-	return min(time.Duration(seconds)*time.Second, maxTTL)
+	return time.Duration(seconds) * time.Second
 }
 
 // answer is what one question brought.
 type answer struct {
 	addrs []netip.Addr
 	srvs  []SRV
-	ttl   time.Duration // the least of the records used
+	ttl   time.Duration // the least of the records used, and of maxTTL
 }
 
 func (a answer) empty() bool { return len(a.addrs)+len(a.srvs) == 0 }
@@ -199,7 +199,7 @@ func (q question) collect(records []record) (answer, error) {
 			case r.name != name:
 			case r.alias == "":
 				a.add(r)
-			case alias == nil:
+			default:
 				alias = &records[i]
 			}
 		}

@@ -197,6 +197,16 @@ func TestMalformedAnswerIsAnError(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+
+	q, m = questionFor(t, "x.", dnsmessage.TypeAAAA)
+	m.Answers = []dnsmessage.Resource{resource("x.", ip(60, "2001:db8::1"))}
+	msg := pack(m)
+	for _, length := range []uint16{4, 15, 17} {
+		binary.BigEndian.PutUint16(msg[len(msg)-18:], length)
+		if _, err := q.read(msg); kindOf(t, err) != Malformed {
+			t.Errorf("a v6 address of %d bytes: %v", length, err)
+		}
+	}
 }
 
 // Wherever a message is cut, it is an error, and before the end of the question

@@ -95,10 +95,10 @@ func TestNegativeAnswerIsFinal(t *testing.T) {
 
 func TestSystemAnswersForItsNames(t *testing.T) {
 	leak.Check(t)
-	known := zone{"in.hosts.test.": {ip(60, "192.0.2.7")}, "printer.local.": {ip(60, "192.0.2.8")}}
+	known := zone{"in.hosts.test.": {ip(60, "192.0.2.7")}, "printer.local.": {ip(60, "192.0.2.8")}, "db.localhost.": {ip(60, "127.0.0.1")}}
 	var seen asked
 	server := serve(t, seen.by(both.handle))
-	for _, host := range []string{"in.hosts.test", "IN.hosts.test.", "printer.local"} {
+	for _, host := range []string{"in.hosts.test", "IN.hosts.test.", "printer.local", "db.LocalHost"} {
 		c := newClient(t, server)
 		c.Fallback = system(t, known.handle)
 		write(t, c.files.hosts, "192.0.2.7 In.Hosts.test\n")
