@@ -346,3 +346,18 @@ func (c *Cluster) ejectByPercentLocked(counts []callCount) {
 		}
 	}
 }
+
+// slowStartDueLocked renews the view while a node's share grows.
+func (n *Node) slowStartDueLocked(now time.Duration, next *time.Duration) {
+	began := time.Duration(n.readmit.Load())
+	if began == 0 {
+		return
+	}
+	window := n.c.cfg.Outlier.SlowStart
+	if now-began >= window {
+		n.readmit.Store(0)
+	} else {
+		*next = min(*next, now+window/10, began+window)
+	}
+	n.c.outdatedLocked()
+}
