@@ -20,6 +20,7 @@ import (
 type Cluster struct {
 	cfg         Config // with its defaults filled in: 0 means off
 	ownClassify bool   // Classify is the user's
+	unseen      bool   // nobody observes, nothing is logged
 	source      Resolver
 	tls         *tls.Config
 	dns         dns.Client
@@ -42,10 +43,11 @@ type Cluster struct {
 	version    uint64  // of the facts that a view depends on
 	published  uint64  // version of the view
 	panicking  bool
-	open       int // pool slots taken on all nodes
-	dialing    int // of which dials
-	waiting    int // tries in the nodes' queues
-	callers    int // whose tries these are: one may wait for several nodes
+	cuts       map[*context.CancelCauseFunc]struct{} // of the dials under way
+	open       int                                   // pool slots taken on all nodes
+	dialing    int                                   // of which dials
+	waiting    int                                   // tries in the nodes' queues
+	callers    int                                   // whose tries these are: one may wait for several nodes
 	evicting   int
 	codel      codel
 	sweepAt    time.Duration // clock() of the next look at idle connections
@@ -60,7 +62,7 @@ type Cluster struct {
 // can be checked and does no I/O: unreachable endpoints show in the first use, or
 // in [Cluster.WaitReady].
 func New(source Resolver, cfg Config) (*Cluster, error) {
-	own := cfg.Retry.Classify != nil
+	own, unseen := cfg.Retry.Classify != nil, cfg.Observe == nil && cfg.Log == nil
 	cfg, err := cfg.resolved()
 	if err != nil {
 		return nil, err
@@ -68,7 +70,7 @@ func New(source Resolver, cfg Config) (*Cluster, error) {
 	if source == nil {
 		return nil, ErrNoEndpoint
 	}
-	c := &Cluster{cfg: cfg, ownClassify: own, source: source, wake: make(chan struct{}, 1)}
+	c := &Cluster{cfg: cfg, ownClassify: own, unseen: unseen, source: source, wake: make(chan struct{}, 1), cuts: map[*context.CancelCauseFunc]struct{}{}}
 	c.tls = c.baseTLS()
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.view.Store(&view{gone: make(chan struct{})})
@@ -348,6 +350,9 @@ func (c *Cluster) quietLocked() {
 func (c *Cluster) Close() error {
 	c.mu.Lock()
 	c.closed = true
+	for cancel := range c.cuts {
+		(*cancel)(ErrClosed) // it runs nothing of the user's
+	}
 	var conns []*Conn
 	for _, n := range c.nodes {
 		for conn := range n.conns {

@@ -31,7 +31,7 @@ type Conn struct {
 	nc      net.Conn // what is read and written: the socket, or TLS over it
 	raw     net.Conn // the socket
 	node    *Node
-	poller  *sockopt.Poller // nil when the socket cannot be polled
+	poller  *sockopt.Poller // made when it is first asked; see poll
 	opened  time.Duration   // clock()
 	expires atomic.Int64    // clock(); 0 when never
 	log     *slog.Logger    // nil unless reads and writes are logged
@@ -91,9 +91,6 @@ func earlier(a, b time.Time) time.Time {
 
 func (n *Node) newConn(raw net.Conn) *Conn {
 	conn := &Conn{nc: raw, raw: raw, node: n, opened: clock()}
-	if sc, ok := raw.(syscall.Conn); ok {
-		conn.poller = sockopt.NewPoller(sc)
-	}
 	if n.c.cfg.Log.Enabled(context.Background(), slog.LevelDebug) {
 		conn.log = n.c.cfg.Log
 	}
@@ -344,19 +341,28 @@ var (
 // alive asks, without a round trip, whether a connection at rest can be used: the
 // peer has not closed it and has sent nothing that nobody asked for.
 func (conn *Conn) alive() error {
-	if conn.poller == nil {
-		if a, ok := conn.raw.(interface{ Alive() error }); ok {
-			return conn.judge(a.Alive())
-		}
-		return conn.judge(nil)
+	if a, ok := conn.raw.(interface{ Alive() error }); ok {
+		return conn.judge(a.Alive())
 	}
-	switch conn.poller.Poll() {
+	switch conn.poll() {
 	case sockopt.Closed:
 		return errPeerClosed
 	case sockopt.Readable:
 		return conn.judge(errLateBytes)
 	}
 	return conn.judge(nil)
+}
+
+// poll asks the socket of a connection at rest. Only its holder may.
+func (conn *Conn) poll() sockopt.Readiness {
+	if conn.poller == nil {
+		sc, ok := conn.raw.(syscall.Conn)
+		if !ok {
+			return sockopt.Unknown
+		}
+		conn.poller = sockopt.NewPoller(sc)
+	}
+	return conn.poller.Poll()
 }
 
 // judge decides about bytes at rest. In plaintext they belong to no request. In
@@ -407,12 +413,11 @@ func (b *belowTLS) Read(p []byte) (int, error) {
 }
 
 func (b *belowTLS) empty() bool {
-	if b.conn.poller != nil {
-		said := b.conn.poller.Poll()
-		return said == sockopt.Idle || said == sockopt.Unknown
+	if a, ok := b.Conn.(interface{ Alive() error }); ok {
+		return a.Alive() == nil
 	}
-	a, ok := b.Conn.(interface{ Alive() error })
-	return !ok || a.Alive() == nil
+	said := b.conn.poll()
+	return said == sockopt.Idle || said == sockopt.Unknown
 }
 
 // levelPayload is below debug: payloads are opt-in twice.

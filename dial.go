@@ -19,7 +19,7 @@ import (
 func (c *Cluster) connect(ctx context.Context, n *Node, handshake func(context.Context, *Conn) error) (*Conn, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(c.ctx, func() { cancel(ErrClosed) })()
+	defer c.cutWhenClosed(&cancel)()
 
 	start := clock()
 	conn, err := c.dial(ctx, n, handshake)
@@ -28,7 +28,9 @@ func (c *Cluster) connect(ctx context.Context, n *Node, handshake func(context.C
 	event := Event{Kind: EventDial, Node: n, Duration: took}
 	if err == nil {
 		n.dialTimes.Record(took)
-		err = c.adopt(conn, event)
+		if err = c.adopt(conn, event); err != nil {
+			conn.raw.Close()
+		}
 	}
 	if err != nil {
 		return nil, c.connectFailed(ctx, n, err, event)
@@ -37,13 +39,29 @@ func (c *Cluster) connect(ctx context.Context, n *Node, handshake func(context.C
 	return conn, nil
 }
 
+// cutWhenClosed makes Close cancel a dial under way, without a goroutine to wait for
+// that. The returned func ends it.
+func (c *Cluster) cutWhenClosed(cancel *context.CancelCauseFunc) (end func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		(*cancel)(ErrClosed)
+		return func() {}
+	}
+	c.cuts[cancel] = struct{}{}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.cuts, cancel)
+	}
+}
+
 // adopt enters a new connection in the books, unless the Cluster was closed.
 func (c *Cluster) adopt(conn *Conn, event Event) error {
 	n := conn.node
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		conn.raw.Close()
 		return &Error{Phase: PhaseDial, Class: ClassClosed, Endpoint: n.Endpoint(), Node: n.String(), Err: ErrClosed}
 	}
 	event.Attempt = n.failures + 1
@@ -136,7 +154,7 @@ func (c *Cluster) dialSocket(ctx context.Context, n *Node) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if raw.LocalAddr().String() == raw.RemoteAddr().String() && n.network == "tcp" {
+	if dialedItself(raw) {
 		raw.Close() // a port of ours that nobody listened on: the kernel connected it to itself
 		return nil, &net.OpError{Op: "dial", Net: n.network, Addr: raw.RemoteAddr(), Err: syscall.ECONNREFUSED}
 	}
@@ -174,6 +192,13 @@ func (c *Cluster) dialOwn(ctx context.Context, n *Node) (net.Conn, error) {
 	case <-ctx.Done():
 		return nil, &net.OpError{Op: "dial", Net: n.network, Err: ctx.Err()}
 	}
+}
+
+// dialedItself reports whether both ends are the same socket.
+func dialedItself(raw net.Conn) bool {
+	here, ok := raw.LocalAddr().(*net.TCPAddr)
+	there, also := raw.RemoteAddr().(*net.TCPAddr)
+	return ok && also && here.Port == there.Port && here.IP.Equal(there.IP)
 }
 
 // limit bounds ctx by d; 0 leaves it as it is.

@@ -45,6 +45,9 @@ const maxEvents = 4096
 
 // emitLocked queues an event; flush delivers it once the lock is gone.
 func (c *Cluster) emitLocked(e Event) {
+	if c.unseen {
+		return
+	}
 	if len(c.events.queue) >= maxEvents {
 		c.events.dropped++
 		return

@@ -2,7 +2,6 @@ package holdfast
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 )
@@ -90,10 +89,15 @@ func (p *nodePool) popLocked() *Conn {
 }
 
 var (
-	errTooOld   = errors.New("holdfast: the connection reached its lifetime")
-	errIdleLong = errors.New("holdfast: the connection lay idle too long")
-	errRetired  = errors.New("holdfast: the connection was retired")
+	errTooOld   = error(ownReason("holdfast: the connection reached its lifetime"))
+	errIdleLong = error(ownReason("holdfast: the connection lay idle too long"))
+	errRetired  = error(ownReason("holdfast: the connection was retired"))
 )
+
+// ownReason is why we close a connection that nothing is wrong with.
+type ownReason string
+
+func (r ownReason) Error() string { return string(r) }
 
 // unfit says why a connection at rest may not be used again.
 func (conn *Conn) unfit(now time.Duration) error {
@@ -154,9 +158,9 @@ func (c *Cluster) park(conn *Conn, since time.Duration) {
 }
 
 var (
-	errDiscarded = errors.New("holdfast: discarded by its holder")
-	errSlot      = errors.New("holdfast: its slot is needed for another node")
-	errUnwanted  = errors.New("holdfast: its node is not in use")
+	errDiscarded = error(ownReason("holdfast: discarded by its holder"))
+	errSlot      = error(ownReason("holdfast: its slot is needed for another node"))
+	errUnwanted  = error(ownReason("holdfast: its node is not in use"))
 )
 
 // parkLocked hands a good connection on or lays it to rest; an error says why it
@@ -323,6 +327,8 @@ func (c *Cluster) closeConn(conn *Conn, cause error) error {
 func (conn *Conn) broke(cause error) *Error {
 	if f := conn.failed.Load(); f != nil {
 		cause = f.err
+	} else if _, ours := cause.(ownReason); ours {
+		return nil
 	}
 	e := conn.node.dialError(PhaseUse, cause)
 	switch e.Class {
