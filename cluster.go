@@ -111,9 +111,11 @@ func (c *Cluster) spawnLocked(f func()) bool {
 // run is the clock of the Cluster: it does what is due and sleeps until the next.
 // All timers of nodes, names, checks and sweeps are its own.
 func (c *Cluster) run() {
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(c.tick())
 	defer timer.Stop()
 	for {
+		c.publish()
+		c.spawn(c.flush) // Observe may be slow, the clock may not
 		select {
 		case <-c.ctx.Done():
 			return
@@ -121,8 +123,6 @@ func (c *Cluster) run() {
 		case <-c.wake:
 		}
 		timer.Reset(c.tick())
-		c.publish()
-		c.spawn(c.flush) // Observe may be slow, the clock may not
 	}
 }
 

@@ -325,6 +325,27 @@ func TestBlackHoleCostsOneStagger(t *testing.T) {
 		})
 	})
 
+	// The one with the head start wins in the end: the other has not lost to it.
+	t.Run("who began later is not to blame", func(t *testing.T) {
+		inWorld(t, 2, func(t *testing.T, w *world) {
+			w.net.SetLink(clientIP, "", simnet.Link{Latency: 300 * time.Millisecond})
+			c := w.cluster(holdfast.Config{Picker: holdfast.Ordered()})
+			conn, err := c.DialContext(t.Context(), "tcp", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if got := conn.RemoteAddr().String(); got != w.servers[0].addr {
+				t.Errorf("%s won", got)
+			}
+			for _, n := range c.Stats().Nodes {
+				if n.State == holdfast.StateBackoff {
+					t.Errorf("%s is backing off: %s", n.Node, n.Err)
+				}
+			}
+		})
+	})
+
 	t.Run("a negative stagger tries one after another", func(t *testing.T) {
 		inWorld(t, 2, func(t *testing.T, w *world) {
 			w.net.Partition(clientIP, w.servers[0].ip())
@@ -495,16 +516,41 @@ func TestLosersAreClosed(t *testing.T) {
 	})
 
 	// In the pool the loser is of use: it rests until it is wanted.
-	t.Run("a pooled loser goes to rest", func(t *testing.T) {
+	for name, latency := range map[string]time.Duration{
+		"a pooled loser goes to rest":                 time.Second,
+		"a pooled loser of the same instant does too": stagger,
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, 2, func(t *testing.T, w *world) {
+				w.net.SetLink(clientIP, w.servers[0].ip(), simnet.Link{Latency: latency})
+				c := w.cluster(holdfast.Config{Picker: holdfast.Ordered()})
+				if err := c.Do(t.Context(), holdfast.Unsafe, func(context.Context, *holdfast.Conn) error { return nil }); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(2 * time.Second)
+				if s := c.Stats(); s.Idle != 2 || s.Conns != 2 || s.Waiting != 0 {
+					t.Errorf("%d connections, %d at rest, %d waiting; want 2, 2, 0", s.Conns, s.Idle, s.Waiting)
+				}
+			})
+		})
+	}
+	t.Run("of two in the same instant one is closed", func(t *testing.T) {
 		inWorld(t, 2, func(t *testing.T, w *world) {
-			w.net.SetLink(clientIP, w.servers[0].ip(), simnet.Link{Latency: time.Second})
+			w.net.SetLink(clientIP, w.servers[0].ip(), simnet.Link{Latency: stagger})
 			c := w.cluster(holdfast.Config{Picker: holdfast.Ordered()})
-			if err := c.Do(t.Context(), holdfast.Unsafe, say("x")); err != nil {
+			conn, err := c.DialContext(t.Context(), "tcp", "")
+			if err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(2 * time.Second)
-			if s := c.Stats(); s.Idle != 2 || s.Conns != 2 || s.Waiting != 0 {
-				t.Errorf("%d connections, %d at rest, %d waiting; want 2, 2, 0", s.Conns, s.Idle, s.Waiting)
+			if n := len(w.client.Conns()); n != 1 {
+				t.Errorf("%d connections are open", n)
+			}
+			conn.Close()
+			for _, n := range c.Stats().Nodes {
+				if n.InFlight != 0 || n.Conns != 0 {
+					t.Errorf("%s has %d leases and %d connections at the end", n.Node, n.InFlight, n.Conns)
+				}
 			}
 		})
 	})
@@ -546,6 +592,21 @@ func TestFamiliesAreInterleaved(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Another name is not the other family of this one.
+func TestFamiliesOfEachNameAlone(t *testing.T) {
+	inWorld(t, 0, func(t *testing.T, w *world) {
+		directory := newNames()
+		directory.answer("four", "10.0.0.1", "10.0.0.2")
+		directory.answer("six", "fd00::1")
+		d := &dials{w: w}
+		c := w.byName(holdfast.Config{Picker: holdfast.Ordered(), Dial: d.dial}, directory, "tcp://four:7000", "tcp://six:7000")
+		c.DialContext(t.Context(), "tcp", "")
+		if want := []string{"10.0.0.1:7000", "10.0.0.2:7000", "[fd00::1]:7000"}; !slices.Equal(d.to, want) {
+			t.Errorf("dialed %v, want %v", d.to, want)
+		}
+	})
 }
 
 func TestUnreachableMovesOn(t *testing.T) {
@@ -609,5 +670,30 @@ func TestResetBackoff(t *testing.T) {
 		if i := slices.IndexFunc(states, func(e holdfast.Event) bool { return e.From == holdfast.StateBackoff }); i < 0 || states[i].Cause != "reset" {
 			t.Errorf("no event tells of the reset: %v", states)
 		}
+	})
+	t.Run("and the next backoff is the first again", func(t *testing.T) {
+		inWorld(t, 1, func(t *testing.T, w *world) {
+			w.servers[0].crash()
+			c := w.cluster(holdfast.Config{Backoff: holdfast.Backoff{Base: time.Minute, Max: time.Hour, Multiplier: 2, Jitter: -1}})
+			fail := func(backoff time.Duration) {
+				t.Helper()
+				dials := w.net.Stats().Dials + 1
+				if c.DialContext(t.Context(), "tcp", ""); w.net.Stats().Dials != dials {
+					t.Errorf("not dialed when the backoff before the one of %v should be over", backoff)
+				}
+				time.Sleep(backoff - time.Second)
+				c.DialContext(t.Context(), "tcp", "")
+				if n := w.net.Stats().Dials; n != dials {
+					t.Errorf("dialed again within %v", backoff)
+				}
+				time.Sleep(2 * time.Second)
+			}
+			fail(time.Minute)
+			fail(2 * time.Minute)
+			fail(4 * time.Minute)
+			c.ResetBackoff()
+			fail(time.Minute)
+			fail(2 * time.Minute)
+		})
 	})
 }

@@ -31,7 +31,7 @@ func TestDoExchanges(t *testing.T) {
 		}
 		s := c.Stats()
 		if s.Operations != 10 || s.Successes != 10 || s.Failures != 0 {
-			t.Errorf("stats %+v", s)
+			t.Errorf("%d operations, %d successes, %d failures", s.Operations, s.Successes, s.Failures)
 		}
 	})
 }
@@ -400,7 +400,7 @@ func TestHandshakeFailureMovesOn(t *testing.T) {
 
 // A wrong password is wrong everywhere: asking on would lock the account.
 func TestPermanentHandshakeErrorEndsTheCall(t *testing.T) {
-	denied := errors.New("password authentication failed")
+	denied := fmt.Errorf("password authentication failed: %w", io.EOF) // which else would be worth a retry
 	for _, way := range waysIn {
 		t.Run(way.name, func(t *testing.T) {
 			inWorld(t, 3, func(t *testing.T, w *world) {
@@ -494,6 +494,9 @@ func TestUseAfterCloseIsErrClosed(t *testing.T) {
 		closed("Pick", err)
 		_, err = lease.Dial(t.Context(), nil)
 		closed("Lease.Dial", err)
+		if class := asError(t, err).Class; class != holdfast.ClassClosed {
+			t.Errorf("Lease.Dial after Close: class %v", class)
+		}
 		lease.Done()
 		for name, conn := range map[string]net.Conn{"lent": lent, "own": own} {
 			_, err = conn.Write([]byte("x"))

@@ -129,6 +129,8 @@ func Unprocessed(err error) error { return mark(err, unprocessed) }
 
 type marker uint8
 
+func (marker) Error() string { return "holdfast: a marker" } // so that errors.Is can look for it
+
 const (
 	permanent marker = iota + 1
 	reusable
@@ -148,14 +150,9 @@ func mark(err error, what marker) error {
 	return &marked{err, what}
 }
 
-func (m *marked) Error() string { return m.err.Error() }
-func (m *marked) Unwrap() error { return m.err }
+func (m *marked) Error() string        { return m.err.Error() }
+func (m *marked) Unwrap() error        { return m.err }
+func (m *marked) Is(target error) bool { return target == m.what }
 
-// has reports whether err carries the marker.
-func has(err error, what marker) bool {
-	if err == nil {
-		return false
-	}
-	var m *marked
-	return errors.As(err, &m) && m.what == what
-}
+// has reports whether err carries the marker, perhaps beneath others.
+func has(err error, what marker) bool { return err != nil && errors.Is(err, what) }

@@ -228,6 +228,36 @@ func TestErrorPhasesAndCauses(t *testing.T) {
 	}
 }
 
+// Marks go on top of each other, and nothing stays nothing.
+func TestMarksOfErrors(t *testing.T) {
+	if err := errors.Join(holdfast.Permanent(nil), holdfast.Reusable(nil), holdfast.Unprocessed(nil)); err != nil {
+		t.Errorf("marks of nil: %v", err)
+	}
+	cause := errors.New("READONLY")
+	for _, mark := range []func(error) error{holdfast.Permanent, holdfast.Reusable, holdfast.Unprocessed} {
+		if err := mark(cause); !errors.Is(err, cause) || err.Error() != cause.Error() {
+			t.Errorf("marked: %v", err)
+		}
+	}
+	// Whoever says that trying again will not help is heard, in whatever order.
+	for name, err := range map[string]error{
+		"permanent over unprocessed": holdfast.Permanent(holdfast.Unprocessed(cause)),
+		"unprocessed over permanent": holdfast.Unprocessed(holdfast.Permanent(cause)),
+		"side by side":               errors.Join(holdfast.Unprocessed(cause), holdfast.Permanent(cause)),
+	} {
+		inWorld(t, 2, func(t *testing.T, w *world) {
+			runs := 0
+			got := w.cluster(holdfast.Config{}).Do(t.Context(), holdfast.Idempotent, func(context.Context, *holdfast.Conn) error {
+				runs++
+				return err
+			})
+			if runs != 1 || !errors.Is(got, cause) {
+				t.Errorf("%s: %d runs, %v; want one", name, runs, got)
+			}
+		})
+	}
+}
+
 // A caller who leaves is not the node's fault, whatever reason it gives: errgroup
 // gives the error of another call, which may look like anything.
 func TestCancellationWithACauseBlamesNobody(t *testing.T) {

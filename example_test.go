@@ -18,12 +18,11 @@ import (
 
 // Two servers, of which the first is down.
 func ExampleNew() {
-	down, up := listen(answer), listen(answer)
-	down.Close()
+	up := listen(answer)
 	defer up.Close()
 
 	c, err := holdfast.New(
-		holdfast.Static("tcp://"+down.Addr().String(), "tcp://"+up.Addr().String()),
+		holdfast.Static("tcp://127.0.0.1:1", "tcp://"+up.Addr().String()),
 		holdfast.Config{
 			Picker:   holdfast.Ordered(),
 			Timeouts: holdfast.Timeouts{Dial: 2 * time.Second, Read: 10 * time.Second},
@@ -40,11 +39,11 @@ func ExampleNew() {
 		log.Fatal(err)
 	}
 	for i, node := range c.Stats().Nodes {
-		fmt.Println("server", i+1, "is", node.State)
+		fmt.Printf("server %d: %d of %d dials failed\n", i+1, node.DialFailures, node.Dials)
 	}
 	// Output:
-	// server 1 is backoff
-	// server 2 is ready
+	// server 1: 1 of 1 dials failed
+	// server 2: 0 of 1 dials failed
 }
 
 // A request and its reply, which may run again on the other server.
@@ -88,11 +87,9 @@ func ExampleCluster_DialContext() {
 		fmt.Fprintln(w, "hello,", r.Host)
 	}))
 	defer server.Close()
-	down := listen(answer)
-	down.Close()
 
 	c, err := holdfast.New(
-		holdfast.Static(down.Addr().String(), server.Listener.Addr().String()),
+		holdfast.Static("127.0.0.1:1", server.Listener.Addr().String()), // nobody listens at port 1
 		holdfast.Config{Picker: holdfast.Ordered()})
 	if err != nil {
 		log.Fatal(err)

@@ -591,24 +591,24 @@ func TestPrioritiesSpillOver(t *testing.T) {
 		})
 	})
 
-	// Two addresses of one family are no reason to leave the level they are on.
+	// Addresses of one family are no reason to leave the level they are on.
 	t.Run("addresses of a name come before the next level", func(t *testing.T) {
-		inWorld(t, 3, func(t *testing.T, w *world) {
-			names := newNames()
-			names.answer("db", "10.0.0.1", "10.0.0.2")
-			c := w.clusterOf(holdfast.Config{Picker: holdfast.Ordered(), Names: holdfast.Names{Lookup: names.lookup}},
-				"tcp://db:7000", "tcp://10.0.0.3:7000?priority=1")
-			w.resolved(c)
-			w.servers[0].crash()
-			conn, err := c.DialContext(t.Context(), "tcp", "")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.Close()
-			if got := conn.RemoteAddr().String(); got != w.servers[1].addr {
-				t.Errorf("with the first address down the dial went to %s, want the second address, %s", got, w.servers[1].addr)
-			}
-		})
+		for _, ips := range [][]string{{"10.0.0.1", "10.0.0.2"}, {"fd00::1", "10.0.0.1", "10.0.0.2"}} {
+			inWorld(t, 3, func(t *testing.T, w *world) {
+				directory := newNames()
+				directory.answer("db", ips...)
+				c := w.byName(holdfast.Config{Picker: holdfast.Ordered()}, directory, "tcp://db:7000", "tcp://10.0.0.3:7000?priority=1")
+				w.servers[0].crash() // and nobody listens at fd00::1
+				conn, err := c.DialContext(t.Context(), "tcp", "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				if got := conn.RemoteAddr().String(); got != w.servers[1].addr {
+					t.Errorf("with all but the last of %v down the dial went to %s", ips, got)
+				}
+			})
+		}
 	})
 }
 

@@ -961,11 +961,11 @@ func TestMassDropReconnectsAreSpread(t *testing.T) {
 		}
 		clear(s.conns)
 		s.mu.Unlock()
-		time.Sleep(5 * time.Second)
+		time.Sleep(3 * time.Second)
 		mu.Lock()
 		defer mu.Unlock()
 		if len(back) != n {
-			t.Errorf("%d of %d connections came back within 5 s", len(back), n)
+			t.Errorf("%d of %d connections came back within 3 s", len(back), n)
 		}
 		return back
 	}
@@ -981,14 +981,11 @@ func TestMassDropReconnectsAreSpread(t *testing.T) {
 			}
 			back := dropped(t, w, n)
 			assertSpread(t, back, 900*time.Millisecond, 100*time.Millisecond, n/5)
-			if last := slices.Max(back); last > 4*time.Second {
-				t.Errorf("the last came back after %v", last)
-			}
 		})
 	})
 	t.Run("of one cluster", func(t *testing.T) {
 		inWorld(t, 1, func(t *testing.T, w *world) {
-			const n = 100
+			const n = 400
 			c := w.cluster(holdfast.Config{Pool: holdfast.Pool{Max: n, MinIdle: n}, Backoff: holdfast.Backoff{StableAfter: stable}})
 			begin(t, c)
 			assertSpread(t, dropped(t, w, n), 900*time.Millisecond, 100*time.Millisecond, n/5)

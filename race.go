@@ -336,8 +336,11 @@ func (r *race) gaveUp(ctx context.Context) error {
 	if len(r.running) > 0 {
 		t := r.running[len(r.running)-1]
 		e.Endpoint, e.Node = t.lease.n.Endpoint(), t.lease.n.String()
+		if !t.dialing {
+			e.Phase = PhaseAcquire
+		}
 		if !t.dialing && e.Class == ClassTimeout {
-			e.Phase, e.Class, e.Err = PhaseAcquire, ClassExhausted, errors.Join(ErrPoolExhausted, end)
+			e.Class, e.Err = ClassExhausted, errors.Join(ErrPoolExhausted, end)
 		}
 	}
 	return r.join(e)

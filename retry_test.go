@@ -335,6 +335,25 @@ func TestUnlistedErrorIsNotRetried(t *testing.T) {
 	}
 }
 
+// What the operation calls permanent is not tried elsewhere, though its connection
+// broke.
+func TestPermanentErrorIsNotRetried(t *testing.T) {
+	inWorld(t, 2, func(t *testing.T, w *world) {
+		for _, s := range w.servers {
+			s.does(func(net.Conn, string) bool { return false })
+		}
+		c := w.cluster(holdfast.Config{})
+		runs := 0
+		err := c.Do(t.Context(), holdfast.Idempotent, func(_ context.Context, conn *holdfast.Conn) error {
+			runs++
+			return holdfast.Permanent(exchange(conn, "x"))
+		})
+		if runs != 1 || !errors.Is(err, io.EOF) {
+			t.Errorf("%d runs, %v; want the lost connection after one", runs, err)
+		}
+	})
+}
+
 // research/client.md §4.8, row by row. The first of two nodes fails; that an
 // operation may run again means that it ends well on the second, or on the first
 // when it is back.
@@ -593,18 +612,30 @@ func TestAcceptThenCloseBacksOff(t *testing.T) {
 		_, err := conn.Read(make([]byte, 1))
 		return err
 	}
-	for name, op := range map[string]func(context.Context, *holdfast.Conn) error{"who writes first": say("x"), "who waits for a greeting": greeting} {
-		t.Run(name, func(t *testing.T) {
+	for _, row := range []struct {
+		name      string
+		says      string // before it closes
+		handshake func(context.Context, *holdfast.Conn) error
+		op        func(context.Context, *holdfast.Conn) error
+	}{
+		{"seen by who writes first", "", nil, say("x")},
+		{"seen by who waits for a greeting", "", nil, greeting},
+		{"after the handshake", "!", greeting, say("x")},
+	} {
+		t.Run(row.name, func(t *testing.T) {
 			inWorld(t, 1, func(t *testing.T, w *world) {
 				s := w.servers[0]
-				s.greets(func(net.Conn) bool { return false })
-				c := w.cluster(holdfast.Config{Backoff: holdfast.Backoff{Base: time.Second, Multiplier: 2, Max: 8 * time.Second, Jitter: -1}})
+				s.greets(func(conn net.Conn) bool { io.WriteString(conn, row.says); return false })
+				c := w.cluster(holdfast.Config{
+					Backoff:   holdfast.Backoff{Base: time.Second, Multiplier: 2, Max: 8 * time.Second, Jitter: -1},
+					Handshake: row.handshake,
+				})
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute-1)
 				defer cancel()
 				start := time.Now()
 				var last error
 				for ctx.Err() == nil {
-					if err := c.Do(ctx, holdfast.Idempotent, op); ctx.Err() == nil {
+					if err := c.Do(ctx, holdfast.Idempotent, row.op); ctx.Err() == nil {
 						last = err
 					}
 					time.Sleep(time.Millisecond) // the caller's own loop
@@ -683,11 +714,6 @@ func TestRefusedMovesOnAtOnce(t *testing.T) {
 	})
 	// The kernel's own refusal.
 	t.Run("on the loopback", func(t *testing.T) {
-		closed, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		closed.Close()
 		open, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -705,7 +731,7 @@ func TestRefusedMovesOnAtOnce(t *testing.T) {
 				}()
 			}
 		}()
-		c, err := holdfast.New(holdfast.Static(closed.Addr().String(), open.Addr().String()), holdfast.Config{Picker: holdfast.Ordered()})
+		c, err := holdfast.New(holdfast.Static("127.0.0.1:1", open.Addr().String()), holdfast.Config{Picker: holdfast.Ordered(), Backoff: every(30 * time.Second)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -715,7 +741,7 @@ func TestRefusedMovesOnAtOnce(t *testing.T) {
 		}
 		s := c.Stats()
 		if s.Retries != 0 || s.Hidden != 1 || s.Nodes[0].DialFailures != 1 || s.Nodes[0].State != holdfast.StateBackoff {
-			t.Errorf("%d retries, %d hidden, the closed port is %+v", s.Retries, s.Hidden, s.Nodes[0])
+			t.Errorf("%d retries, %d hidden, the closed port is %s", s.Retries, s.Hidden, brief(s.Nodes[0]))
 		}
 		if !strings.Contains(s.Nodes[0].Err, "refused") {
 			t.Errorf("why it is down: %q", s.Nodes[0].Err)

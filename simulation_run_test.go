@@ -88,8 +88,7 @@ type simServer struct {
 	mu        sync.Mutex // guards the rest
 	mode      string
 	delay     time.Duration
-	swallowed bool  // somebody waits for a reply that will never come
-	last      frame // for those who reply with it to somebody else
+	swallowed bool // somebody waits for a reply that will never come
 }
 
 // rise makes the server listen, if it does not.

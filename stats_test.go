@@ -25,6 +25,7 @@ func TestStatsCountEveryOutcome(t *testing.T) {
 			Timeouts: holdfast.Timeouts{Read: time.Second},
 			Backoff:  every(100 * time.Millisecond),
 			Pool:     holdfast.Pool{Max: 1},
+			Retry:    holdfast.Retry{Backoff: every(20 * time.Millisecond)},
 		})
 		sick := w.servers[0]
 		do := func(s holdfast.Safety, fn func(context.Context, *holdfast.Conn) error) error {
@@ -73,16 +74,16 @@ func TestStatsCountEveryOutcome(t *testing.T) {
 		}
 		a, b := s.Nodes[0], s.Nodes[1]
 		if a.Dials != 6 || a.DialFailures != 1 || a.Successes != 4 || a.Failures != 5 || a.State != holdfast.StateBackoff || !strings.Contains(a.Err, "refused") {
-			t.Errorf("the sick node: %+v", a)
+			t.Errorf("the sick node: %s", brief(a))
 		}
 		if b.Dials != 1 || b.DialFailures != 0 || b.Successes != 2 || b.Failures != 0 || b.State != holdfast.StateReady || b.Err != "" {
-			t.Errorf("the healthy node: %+v", b)
+			t.Errorf("the healthy node: %s", brief(b))
 		}
 		if a.BytesWritten != 36 || a.BytesRead != 30 || b.BytesWritten != 4 || b.BytesRead != 4 {
 			t.Errorf("bytes %d, %d and %d, %d; want 36, 30 and 4, 4", a.BytesWritten, a.BytesRead, b.BytesWritten, b.BytesRead)
 		}
 		if s.Conns != 1 || s.Idle != 1 || b.Conns != 1 || b.Idle != 1 || a.InFlight+b.InFlight != 0 {
-			t.Errorf("%d connections, %d at rest: %+v, %+v", s.Conns, s.Idle, a, b)
+			t.Errorf("%d connections, %d at rest: %s, %s", s.Conns, s.Idle, brief(a), brief(b))
 		}
 		if s.Latency.Count != 9 || s.Wait.Count != 7 || a.DialTime.Count != 5 { // a panic has no latency
 			t.Errorf("%d latencies, %d waits, %d dial times; want 9, 7, 5", s.Latency.Count, s.Wait.Count, a.DialTime.Count)
@@ -92,6 +93,17 @@ func TestStatsCountEveryOutcome(t *testing.T) {
 		within(t, b.DialTime.Quantile(0.5), 9700*time.Microsecond, 10300*time.Microsecond)
 		within(t, s.Latency.Quantile(1), 970*time.Millisecond, 1030*time.Millisecond)
 
+		// A retry counts when it is decided, as its event tells, if the context ends before it too.
+		short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		w.servers[1].does(func(net.Conn, string) bool { return false })
+		fails(c.Do(short, holdfast.Idempotent, func(context.Context, *holdfast.Conn) error { return holdfast.Unprocessed(errors.New("busy")) }))
+		if n := c.Stats().Retries; n > s.Retries+1 {
+			t.Errorf("%d retries counted, want one at most", n-s.Retries)
+		}
+		w.servers[1].does(nil)
+		time.Sleep(time.Second)
+
 		// What is under way: one at work, one waiting.
 		conn, err := c.Acquire(t.Context())
 		if err != nil {
@@ -100,8 +112,8 @@ func TestStatsCountEveryOutcome(t *testing.T) {
 		go func() { fails(do(holdfast.Unsafe, say("x"))) }()
 		synctest.Wait()
 		s = c.Stats()
-		if s.Idle != 0 || s.Waiting != 1 || s.Nodes[1].InFlight != 2 || s.Operations != 11 {
-			t.Errorf("%d at rest, %d waiting, %d in flight, %d operations; want 0, 1, 2, 11", s.Idle, s.Waiting, s.Nodes[1].InFlight, s.Operations)
+		if s.Idle != 0 || s.Waiting != 1 || s.Nodes[1].InFlight != 2 || s.Operations != 12 {
+			t.Errorf("%d at rest, %d waiting, %d in flight, %d operations; want 0, 1, 2, 12", s.Idle, s.Waiting, s.Nodes[1].InFlight, s.Operations)
 		}
 		time.Sleep(10 * time.Second)
 		conn.Release()
@@ -110,6 +122,12 @@ func TestStatsCountEveryOutcome(t *testing.T) {
 			t.Errorf("after all: %d waiting, %d operations, %d successes, %d failures", s.Waiting, s.Operations, s.Successes, s.Failures)
 		}
 	})
+}
+
+// brief leaves the histograms out.
+func brief(n holdfast.NodeStats) string {
+	return fmt.Sprintf("%s %v %q, %d dials, %d failed, %d successes, %d failures, %d connections, %d at rest, %d in flight",
+		n.Node, n.State, n.Err, n.Dials, n.DialFailures, n.Successes, n.Failures, n.Conns, n.Idle, n.InFlight)
 }
 
 // Stats is what dashboards read: names, not numbers.
@@ -148,6 +166,9 @@ func TestWaitingCountsCallers(t *testing.T) {
 		time.Sleep(2 * time.Second) // the staggered dials to all four nodes are under way
 		if n := c.Stats().Waiting; n != 10 {
 			t.Errorf("%d waiting, want the ten callers", n)
+		}
+		if _, err := c.Acquire(ctx); errors.Is(err, holdfast.ErrPoolExhausted) {
+			t.Errorf("one more: %v", err)
 		}
 		wg.Wait()
 	})

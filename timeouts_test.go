@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -125,6 +126,13 @@ func TestContextBoundsEveryWait(t *testing.T) {
 			wait{way.name + ": connecting", cfg{Timeouts: forever}, blackHole, way.take},
 			wait{way.name + ": Config.Handshake", shakeForever, silence, way.take})
 	}
+	stubborn := cfg{Dial: func(context.Context, string, string) (net.Conn, error) {
+		time.Sleep(time.Minute)
+		return nil, errors.New("at last")
+	}}
+	for _, way := range waysIn {
+		waits = append(waits, wait{way.name + ": a Dial that does not heed its context", stubborn, nothing, way.take})
+	}
 	for _, way := range waysIn[:3] {
 		waits = append(waits, wait{way.name + ": a full pool", full, nothing, func(ctx context.Context, c *holdfast.Cluster) error {
 			conn, err := c.Acquire(ctx)
@@ -164,6 +172,10 @@ func TestContextBoundsEveryWait(t *testing.T) {
 					within(t, took(func() { err = wait.begin(ctx, c) }), time.Second, time.Second)
 					if !errors.Is(err, cause) {
 						t.Errorf("got %v, want %v", err, cause)
+					}
+					var e *holdfast.Error
+					if strings.HasSuffix(wait.name, "a full pool") && (!errors.As(err, &e) || e.Phase != holdfast.PhaseAcquire) {
+						t.Errorf("got %v, want it to be the acquire that was waited for", err)
 					}
 				})
 			}
@@ -267,6 +279,47 @@ func TestReadDeadlineFromContextElseConfig(t *testing.T) {
 			}
 		})
 	})
+}
+
+// One attempt's limit leaves the others their time, wherever it strikes.
+func TestPerTryMovesOn(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		safety holdfast.Safety
+		sick   func(t *testing.T, w *world, c *holdfast.Cluster)
+	}{
+		{"from a read", holdfast.Idempotent, func(_ *testing.T, w *world, _ *holdfast.Cluster) {
+			w.servers[0].does(func(net.Conn, string) bool { return true })
+		}},
+		{"from a dial", holdfast.Unsafe, func(_ *testing.T, w *world, _ *holdfast.Cluster) { w.net.Partition("", "10.0.0.1") }},
+		{"from a full pool", holdfast.Unsafe, func(t *testing.T, _ *world, c *holdfast.Cluster) {
+			conn, err := c.Acquire(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(conn.Release)
+		}},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			inWorld(t, 2, func(t *testing.T, w *world) {
+				c := w.cluster(holdfast.Config{
+					Picker:   holdfast.Ordered(),
+					Pool:     holdfast.Pool{Max: 1},
+					Timeouts: holdfast.Timeouts{Dial: -1, Read: -1, Stagger: -1},
+					Retry:    holdfast.Retry{PerTry: time.Second, Backoff: every(100 * time.Millisecond)},
+				})
+				row.sick(t, w, c)
+				within(t, took(func() {
+					if err := c.Do(t.Context(), row.safety, say("x")); err != nil {
+						t.Error(err)
+					}
+				}), 1100*time.Millisecond, 1100*time.Millisecond)
+				if n := len(w.servers[1].got()); n != 1 {
+					t.Errorf("the other server got %d requests", n)
+				}
+			})
+		})
+	}
 }
 
 func TestEveryPhaseHasItsTimeout(t *testing.T) {
