@@ -98,6 +98,10 @@ func Classify(err error) Class {
 	if errors.As(err, &own) {
 		return own.Class
 	}
+	var name *dns.Error // before the sentinels: its cause is how it failed, not what
+	if errors.As(err, &name) && !errors.Is(err, context.Canceled) && !errors.Is(err, net.ErrClosed) {
+		return dnsClasses[name.Kind]
+	}
 	for _, m := range sentinelClasses {
 		if errors.Is(err, m.err) {
 			return m.class
@@ -149,14 +153,10 @@ func classifyErrno(errno syscall.Errno) Class {
 
 func classifyTyped(err error) Class {
 	var (
-		name *dns.Error
 		std  *net.DNSError
 		tout interface{ Timeout() bool }
 	)
-	switch {
-	case errors.As(err, &name):
-		return dnsClasses[name.Kind]
-	case errors.As(err, &std):
+	if errors.As(err, &std) {
 		return classifyDNS(std)
 	}
 	if class := classifyTLS(err); class != ClassOther {

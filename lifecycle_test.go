@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -474,4 +475,289 @@ func TestCloseInTheMiddleOfEverything(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestLifetimeIsJittered(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		const n, life = 50, 10 * time.Minute
+		c := w.cluster(holdfast.Config{Pool: holdfast.Pool{Max: n, MaxIdleTime: -1, MaxLifetime: life}})
+		var conns []*holdfast.Conn
+		for range n {
+			conns = append(conns, borrow(t, c))
+		}
+		for _, conn := range conns {
+			conn.Release()
+		}
+		time.Sleep(life + 2*time.Second)
+		ends := w.seen(holdfast.EventClose)
+		if len(ends) != n {
+			t.Fatalf("%d of %d connections ended", len(ends), n)
+		}
+		perMinute := map[time.Duration]int{}
+		for _, e := range ends {
+			within(t, e.Duration, life*9/10, life+1200*time.Millisecond) // a sweep comes every 1 s ±20 %
+			perMinute[e.Duration/(6*time.Second)]++
+		}
+		for at, k := range perMinute { // ten bins: 5 each, were they even
+			if k > n*2/5 {
+				t.Errorf("%d of %d connections ended within 6 s, at %v", k, n, at*6*time.Second)
+			}
+		}
+	})
+}
+
+func TestLifetimeEndsOnReturnOnly(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		c := w.cluster(holdfast.Config{Pool: holdfast.Pool{MaxLifetime: time.Minute}})
+		old := borrow(t, c)
+		for range 10 {
+			time.Sleep(30 * time.Second)
+			if err := exchange(old, "at work"); err != nil {
+				t.Fatalf("a connection in use was cut: %v", err)
+			}
+		}
+		old.Release()
+		if s := c.Stats(); s.Conns != 0 {
+			t.Errorf("it did not end when it came back: %d connections", s.Conns)
+		}
+		if err := c.Do(t.Context(), holdfast.Unsafe, say("x")); err != nil {
+			t.Error(err)
+		}
+		if n := w.servers[0].met(); n != 2 {
+			t.Errorf("%d dials, want the second for the second use", n)
+		}
+	})
+}
+
+func TestIdleConnExpires(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		w.net.SetLink("", "", simnet.Link{Latency: time.Millisecond})
+		c := w.cluster(holdfast.Config{})
+		for range 2 { // the second time after the pool was empty
+			if err := c.Do(t.Context(), holdfast.Unsafe, say("x")); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(5*time.Minute - time.Millisecond)
+			if n := w.servers[0].settled(); n != 1 {
+				t.Fatal("it did not keep a connection for 5 minutes")
+			}
+			time.Sleep(5*time.Millisecond + 1200*time.Millisecond) // nobody asks: the sweep finds it
+			if n := w.servers[0].settled(); n != 0 {
+				t.Fatal("a connection unused for 5 minutes is still open")
+			}
+			if s := c.Stats(); s.Conns != 0 || s.Idle != 0 || s.Nodes[0].Failures != 0 {
+				t.Errorf("%d connections, %d at rest, %d failures", s.Conns, s.Idle, s.Nodes[0].Failures)
+			}
+		}
+	})
+}
+
+func TestRefreshSpreadsReconnects(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		const n, spread = 40, 20 * time.Second
+		c := w.cluster(holdfast.Config{Pool: holdfast.Pool{Max: n, MinIdle: n}})
+		begin(t, c)
+		time.Sleep(time.Minute)
+		if idle := c.Stats().Idle; idle != n {
+			t.Fatalf("%d connections at rest, want %d", idle, n)
+		}
+		inUse := borrow(t, c)
+
+		begin := time.Now()
+		c.Refresh(spread)
+		time.Sleep(spread + 5*time.Second)
+		var ends []time.Duration
+		for _, e := range w.seen(holdfast.EventClose) {
+			ends = append(ends, e.Time.Sub(begin))
+		}
+		if len(ends) != n-1 {
+			t.Errorf("%d of %d connections at rest were replaced", len(ends), n-1)
+		}
+		assertSpread(t, ends, spread*3/4, spread/10, n*2/5)
+		if idle := c.Stats().Idle; idle < n-1 {
+			t.Errorf("%d connections at rest afterwards, want %d again", idle, n-1)
+		}
+
+		// The one in use ends its work first.
+		if err := exchange(inUse, "x"); err != nil {
+			t.Errorf("Refresh cut a connection in use: %v", err)
+		}
+		inUse.Release()
+		if n := len(w.seen(holdfast.EventClose)); n != len(ends)+1 {
+			t.Error("a connection in use during Refresh was used again")
+		}
+	})
+}
+
+// Refresh shortens lives only.
+func TestRefreshDoesNotProlongALife(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		c := w.cluster(holdfast.Config{Pool: holdfast.Pool{MaxLifetime: time.Minute}})
+		borrow(t, c).Release()
+		time.Sleep(50 * time.Second)
+		c.Refresh(time.Hour)
+		time.Sleep(12 * time.Second)
+		if n := c.Stats().Conns; n != 0 {
+			t.Error("a connection outlives MaxLifetime")
+		}
+	})
+}
+
+// assertSpread holds that moments spread over at least so long, with at most so
+// many in any one bin.
+func assertSpread(t *testing.T, moments []time.Duration, least, bin time.Duration, most int) {
+	t.Helper()
+	if len(moments) == 0 {
+		t.Error("nothing happened")
+		return
+	}
+	if span := slices.Max(moments) - slices.Min(moments); span < least {
+		t.Errorf("all of %d within %v, want them spread over %v", len(moments), span, least)
+	}
+	bins := map[time.Duration]int{}
+	for _, m := range moments {
+		bins[m/bin]++
+	}
+	for at, n := range bins {
+		if n > most {
+			t.Errorf("%d of %d within %v, from %v on; want at most %d", n, len(moments), bin, at*bin, most)
+		}
+	}
+}
+
+func TestReconnectIsImmediateOnce(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		var dials []time.Duration
+		var begin time.Time
+		dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+			dials = append(dials, time.Since(begin))
+			return w.client.DialContext(ctx, network, addr)
+		}
+		c := w.cluster(holdfast.Config{Dial: dial})
+		if err := c.Do(t.Context(), holdfast.Unsafe, say("x")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+
+		// The server restarts in peace: the next caller notices nothing.
+		w.servers[0].hangUp()
+		begin, dials = time.Now(), nil
+		if err := c.Do(t.Context(), holdfast.Unsafe, say("x")); err != nil {
+			t.Fatal(err)
+		}
+		if len(dials) != 1 || dials[0] != 0 {
+			t.Errorf("redialed at %v, want once, at once", dials)
+		}
+
+		// It is gone: one immediate dial, then backoff.
+		time.Sleep(time.Minute)
+		w.servers[0].crash()
+		time.AfterFunc(150*time.Millisecond, w.servers[0].listen)
+		begin, dials = time.Now(), nil
+		if err := c.Do(t.Context(), holdfast.Idempotent, say("x")); err != nil {
+			t.Fatal(err)
+		}
+		if len(dials) != 2 || dials[0] != 0 || dials[1] < 160*time.Millisecond || dials[1] > 300*time.Millisecond {
+			t.Fatalf("redialed at %v, want at 0, then after the backoff of 200 ms ±20 %%", dials)
+		}
+	})
+}
+
+// The backoff starts over when a connection stayed up, whether it was used or lay
+// at rest.
+func TestBackoffStartsOverAfterAStableConn(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		var mu sync.Mutex
+		var dials []time.Time
+		c := w.cluster(holdfast.Config{Pool: holdfast.Pool{MinIdle: 1}, Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			mu.Lock()
+			dials = append(dials, time.Now())
+			mu.Unlock()
+			return w.client.DialContext(ctx, network, addr)
+		}})
+		pause := func() time.Duration { // between the first two refused dials
+			time.Sleep(10 * time.Second)
+			mu.Lock()
+			defer mu.Unlock()
+			if len(dials) < 2 {
+				t.Fatal("no dials to a server that is down")
+			}
+			return dials[1].Sub(dials[0])
+		}
+		w.servers[0].crash()
+		begin(t, c)
+		const most = 1300 * time.Millisecond // 200 ms ±20 %, and up to a second of spread; the sixth is above 1.6 s
+		if d := pause(); d > most {
+			t.Errorf("the first pause is %v", d)
+		}
+		w.servers[0].listen()
+		time.Sleep(time.Minute)
+		if n := w.servers[0].settled(); n != 1 {
+			t.Fatalf("%d connections are kept ready", n)
+		}
+		mu.Lock()
+		dials = nil
+		mu.Unlock()
+		w.servers[0].crash()
+		if d := pause(); d > most {
+			t.Errorf("after a connection that was up for half a minute and more the first pause is %v", d)
+		}
+	})
+}
+
+func TestMassDropReconnectsAreSpread(t *testing.T) {
+	const stable = time.Second // what breaks earlier was a failed connect
+	// dropped lets all connections break at once and returns when each was
+	// replaced, counted from then on.
+	dropped := func(t *testing.T, w *world, n int) []time.Duration {
+		time.Sleep(2 * stable)
+		s := w.servers[0]
+		if k := s.open(); k != n {
+			t.Fatalf("%d connections before the drop, want %d", k, n)
+		}
+		var mu sync.Mutex
+		var back []time.Duration
+		begin := time.Now()
+		s.greets(func(net.Conn) bool {
+			mu.Lock()
+			back = append(back, time.Since(begin))
+			mu.Unlock()
+			return true
+		})
+		s.mu.Lock()
+		for conn := range s.conns {
+			conn.(*simnet.Conn).Reset()
+		}
+		clear(s.conns)
+		s.mu.Unlock()
+		time.Sleep(3 * time.Second)
+		mu.Lock()
+		defer mu.Unlock()
+		if len(back) != n {
+			t.Errorf("%d of %d connections came back within 3 s", len(back), n)
+		}
+		return back
+	}
+
+	t.Run("of many clusters", func(t *testing.T) {
+		inWorld(t, 1, func(t *testing.T, w *world) {
+			const n = 1000
+			for range n {
+				c := w.cluster(holdfast.Config{
+					Pool: holdfast.Pool{MinIdle: 1}, Backoff: holdfast.Backoff{StableAfter: stable}, Observe: func(holdfast.Event) {},
+				})
+				begin(t, c)
+			}
+			back := dropped(t, w, n)
+			assertSpread(t, back, 900*time.Millisecond, 100*time.Millisecond, n/5)
+		})
+	})
+	t.Run("of one cluster", func(t *testing.T) {
+		inWorld(t, 1, func(t *testing.T, w *world) {
+			const n = 400
+			c := w.cluster(holdfast.Config{Pool: holdfast.Pool{Max: n, MinIdle: n}, Backoff: holdfast.Backoff{StableAfter: stable}})
+			begin(t, c)
+			assertSpread(t, dropped(t, w, n), 900*time.Millisecond, 100*time.Millisecond, n/5)
+		})
+	})
 }

@@ -236,6 +236,7 @@ func (c *Cluster) lookupSRV(ctx context.Context, e Endpoint) ([]Endpoint, time.D
 		each = make([][]Endpoint, len(records))
 		errs = make([]error, len(records))
 	)
+	slots := make(chan struct{}, maxLookups)
 	for i, r := range records {
 		target := e
 		target.Network = srvNetwork(e.Addr)
@@ -244,7 +245,11 @@ func (c *Cluster) lookupSRV(ctx context.Context, e Endpoint) ([]Endpoint, time.D
 		if e.Weight >= 0 {
 			target.Weight = max(1, int(r.Weight))
 		}
-		wg.Go(func() { each[i], _, errs[i] = c.lookup(ctx, target) })
+		wg.Go(func() {
+			slots <- struct{}{}
+			each[i], _, errs[i] = c.lookup(ctx, target)
+			<-slots
+		})
 	}
 	wg.Wait()
 	found := slices.Concat(each...)

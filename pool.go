@@ -223,8 +223,10 @@ func (c *Cluster) poolTry(_ context.Context, t *try) error {
 	if t.race.queued++; t.race.queued == 1 {
 		c.callers++
 	}
+	evicting := c.evicting
 	c.pumpLocked(n)
-	t.dialing = n.pool.dialing > 0 || n.retryAt != 0 // a backoff may be overtaken too
+	// A backoff may be overtaken too, and an eviction is the beginning of a dial.
+	t.dialing = n.pool.dialing > 0 || n.retryAt != 0 || c.evicting > evicting
 	if most := c.cfg.Pool.Waiters; c.callers > most && c.waiting-c.dialing > most {
 		c.removeWaiterLocked(n, len(n.pool.waiters)-1)
 		return &Error{Phase: PhaseAcquire, Class: ClassExhausted, Endpoint: n.Endpoint(), Node: n.String(), Err: ErrPoolExhausted}

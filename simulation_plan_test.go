@@ -110,10 +110,7 @@ func (d dice) span(most time.Duration) time.Duration {
 	return 1 + time.Duration(d.Int64N(int64(most)))
 }
 
-const (
-	ms      = time.Millisecond
-	horizon = 4 * time.Second // of the schedule
-)
+const ms = time.Millisecond
 
 func draw(seed uint64) *plan {
 	d := dice{rand.New(rand.NewPCG(seed, 0x686f6c64))}
@@ -157,17 +154,17 @@ func (p *plan) drawConfig(d dice) {
 	if p.Pool.Waiters < 0 && p.Pool.Total != 0 { // who may not wait finds each place refilled
 		p.Pool.MinIdle = 0
 	}
-	if !p.Pooled {
-		p.Check = holdfast.Check{Interval: one(d, 0, -1, 300*ms, time.Second), Timeout: one(d, 0, 200*ms), Fast: one[time.Duration](d, 0, 0, -1), Rise: one(d, 0, -1, 1), Fall: one(d, 0, 1, 5)}
-	} else {
-		p.Check.Interval = -1
+	p.Check = holdfast.Check{
+		Interval: one(d, 0, -1, 300*ms, time.Second), Timeout: one(d, 0, 200*ms), Fast: one[time.Duration](d, 0, 0, -1),
+		Rise: one(d, 0, -1, 1), Fall: one(d, 0, 1, 5),
 	}
 	p.Outlier = holdfast.Outlier{
 		Consecutive: one(d, 0, -1, 1, 2), MaxPercent: one(d, 0, 50, 100), PanicPercent: one(d, 0, -1, 1, 100),
 		Interval: one(d, 0, -1, 500*ms), Eject: one(d, 0, -1, 100*ms, time.Second), MaxEject: one(d, 0, -1, time.Second), SlowStart: one(d, 0, 0, time.Second),
 		FailurePercent: one(d, 0, 1, 50),
 	}
-	if p.Pooled { // readmission dials a probe of its own
+	if p.Pooled { // checks and readmission dial connections of their own
+		p.Check.Interval = -1
 		p.Outlier.Consecutive, p.Outlier.SuccessRate, p.Outlier.FailurePercent = -1, -1, 0
 	}
 	p.Refresh = one(d, 0, -1, 200*ms)
@@ -185,7 +182,7 @@ func (p *plan) drawNetwork(d dice) {
 
 func (p *plan) drawCallers(d dice) {
 	id := uint64(0)
-	for range 1 + d.IntN(5) {
+	for range 1 + d.IntN(4) {
 		var deeds []deed
 		for range 2 + d.IntN(7) {
 			id++
@@ -248,7 +245,7 @@ func (p *plan) drawFaults(d dice) {
 		faults = append([]string{"deaf dialer", "deaf dialer"}, allFaults...)
 	}
 	at := time.Duration(0)
-	for range d.IntN(14) {
+	for range d.IntN(12) {
 		at += d.span(one(d, 10*ms, 200*ms, time.Second))
 		f := fault{At: at, What: one(d, faults...), Server: d.IntN(p.Servers), N: d.IntN(300), For: d.span(one(d, 10*ms, 500*ms))}
 		for i := range p.Servers {
@@ -337,6 +334,9 @@ func (p *plan) attempts() int {
 	}
 	return max(1, p.Retry.Attempts)
 }
+
+// limitless reports whether an operation may wait for its peer without a limit.
+func (p *plan) limitless() bool { return p.Timeouts.Read < 0 || p.Timeouts.Write < 0 }
 
 func (p *plan) longest() (most int) {
 	for _, deeds := range p.Callers {

@@ -3,178 +3,17 @@ package holdfast_test
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/internal/simnet"
 )
-
-// A frame is a request or its reply: a verb, the operation's number and a payload
-// that follows from the number, so that nobody can take it for another's.
-type frame struct {
-	verb byte
-	id   uint64
-	size int
-}
-
-const (
-	verbRun   byte = 'R' // run the operation
-	verbHello byte = 'H'
-	verbPing  byte = 'P'
-	saidDone  byte = 'D'
-	saidNo    byte = 'N' // not processed, and it will not be
-	headSize       = 13
-)
-
-var errMangled = errors.New("bytes of somebody else's frame")
-
-// pattern holds every payload: that of number id begins at id's last byte.
-var pattern = func() []byte {
-	b := make([]byte, 256+maxSize)
-	for i := range b {
-		b[i] = byte(i)
-	}
-	return b
-}()
-
-const maxSize = 100_000
-
-func (f frame) payload() []byte {
-	first := int(byte(f.id))
-	return pattern[first : first+f.size]
-}
-
-func (f frame) bytes() []byte {
-	b := make([]byte, headSize, headSize+f.size)
-	b[0] = f.verb
-	binary.BigEndian.PutUint64(b[1:], f.id)
-	binary.BigEndian.PutUint32(b[9:], uint32(f.size))
-	return append(b, f.payload()...)
-}
-
-func readFrame(r io.Reader) (f frame, err error) {
-	var head [headSize]byte
-	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return f, err
-	}
-	f = frame{head[0], binary.BigEndian.Uint64(head[1:]), int(binary.BigEndian.Uint32(head[9:]))}
-	if f.size > maxSize {
-		return f, errMangled
-	}
-	payload := make([]byte, f.size)
-	if _, err := io.ReadFull(r, payload); err != nil {
-		return f, err
-	}
-	if !bytes.Equal(payload, f.payload()) {
-		return f, errMangled
-	}
-	return f, nil
-}
-
-// simServer keeps count of what it was asked to run.
-type simServer struct {
-	s        *sim
-	addr, ip string
-	host     *simnet.Host
-
-	mu        sync.Mutex // guards the rest
-	mode      string
-	delay     time.Duration
-	swallowed bool // somebody waits for a reply that will never come
-}
-
-// rise makes the server listen, if it does not.
-func (sv *simServer) rise() {
-	ln, err := sv.s.net.Listen("tcp", sv.addr)
-	if err != nil {
-		return
-	}
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			if sv.is("hang up") {
-				conn.Close()
-				continue
-			}
-			go sv.serve(conn)
-		}
-	}()
-}
-
-func (sv *simServer) is(mode string) bool {
-	sv.mu.Lock()
-	defer sv.mu.Unlock()
-	return sv.mode == mode
-}
-
-func (sv *simServer) becomes(mode string, delay time.Duration) {
-	sv.mu.Lock()
-	sv.mode, sv.delay = mode, delay
-	sv.mu.Unlock()
-}
-
-func (sv *simServer) serve(conn net.Conn) {
-	defer conn.Close()
-	for {
-		f, err := readFrame(conn)
-		if err == errMangled {
-			sv.s.violation("a request arrives whole and alone", "at %s", sv.addr)
-		}
-		if err != nil {
-			return
-		}
-		sv.handle(conn, f)
-	}
-}
-
-// handle never waits, so that the server sees the end of a connection at once.
-func (sv *simServer) handle(conn net.Conn, f frame) {
-	sv.mu.Lock()
-	defer sv.mu.Unlock()
-	reply := frame{saidDone, f.id, f.size}
-	switch {
-	case sv.mode == "silent":
-		sv.swallowed = true
-		sv.s.ran(f)
-		return
-	case sv.mode == "refuse":
-		reply = frame{saidNo, f.id, 0}
-	default:
-		sv.s.ran(f)
-	}
-	reply = sv.s.answer(sv, reply)
-	delay := time.Duration(0)
-	if sv.mode == "slow" {
-		delay = sv.delay
-	}
-	time.AfterFunc(delay, func() { conn.Write(reply.bytes()) })
-}
-
-// ran enters an operation in the books. Attempts of one operation differ in the
-// upper bits of their numbers.
-func (s *sim) ran(f frame) {
-	if f.verb != verbRun {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	id := f.id & idMask
-	s.executed[id]++
-	s.noteLocked("server runs %d for the %d. time", id, s.executed[id])
-}
-
-const idMask = 1<<32 - 1
 
 // caller does its deeds one after the other.
 func (s *sim) caller(deeds []deed) {
@@ -185,7 +24,7 @@ func (s *sim) caller(deeds []deed) {
 	}
 }
 
-// perform does one deed and holds that it ends with its context.
+// perform does one deed.
 func (s *sim) perform(d *deed) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -213,6 +52,12 @@ func (s *sim) perform(d *deed) {
 	defer s.mu.Unlock()
 	delete(s.pending, d)
 	s.noteLocked("ended %s %d: %v", d.What, d.ID, err)
+	s.punctualLocked(d, start, end, back, cause, err)
+}
+
+// punctualLocked holds that a call came back in time: by the end of its context,
+// or in a while after the faults were over.
+func (s *sim) punctualLocked(d *deed, start, end, back time.Time, cause, err error) {
 	if err != nil && back.Equal(end) && !errors.Is(err, cause) && !errors.Is(err, net.ErrClosed) {
 		s.violationLocked("the error holds the context's cause", "%v: %v", d, err)
 	}
@@ -260,7 +105,7 @@ var (
 	errGivenUp   = errors.New("the caller lost interest")
 )
 
-// An operation is one Do as its caller sees it.
+// simOp is one operation as its caller sees it.
 type simOp struct {
 	s       *sim
 	d       *deed
@@ -331,6 +176,8 @@ func (op *simOp) run(ctx context.Context, conn *holdfast.Conn) (err error) {
 	}
 	op.runs++
 	op.sent = 0
+	end, _ := ctx.Deadline()
+	own := time.Duration(0)
 	s.lend(conn, d)
 	keeps := false
 	defer func() {
@@ -350,7 +197,8 @@ func (op *simOp) run(ctx context.Context, conn *holdfast.Conn) (err error) {
 	case "nested":
 		s.nested(ctx)
 	case "own deadline":
-		conn.SetReadDeadline(time.Now().Add(d.Hold))
+		own = d.Hold
+		conn.SetReadDeadline(time.Now().Add(own))
 	case "half":
 		f := op.frame().bytes()
 		op.write(conn, f[:1+len(f)/2])
@@ -359,7 +207,11 @@ func (op *simOp) run(ctx context.Context, conn *holdfast.Conn) (err error) {
 		op.write(conn, op.frame().bytes())
 		return errOwn
 	}
+	since := time.Now()
 	if err := op.exchange(conn); err != nil {
+		if ended := ctx.Err() != nil || !end.IsZero() && !time.Now().Before(end); !ended {
+			s.timely(d, err, time.Since(since), own, s.plan.Timeouts.Read, s.plan.Timeouts.Write)
+		}
 		return err
 	}
 	switch d.Fate {
@@ -399,16 +251,21 @@ func (op *simOp) frame() frame {
 
 func (op *simOp) write(conn net.Conn, b []byte) error {
 	n, err := conn.Write(b)
+	op.count(n)
+	return err
+}
+
+// count notes written bytes. Each run that writes after an earlier one did was
+// paid for by one retry at least.
+func (op *simOp) count(n int) {
 	if op.sent == 0 && n > 0 {
-		op.wrote++
-		if op.wrote > 1 { // each time one retry at least came after a byte was written
+		if op.wrote++; op.wrote > 1 {
 			op.s.mu.Lock()
 			op.s.paid++
 			op.s.mu.Unlock()
 		}
 	}
 	op.sent += n
-	return err
 }
 
 // exchange writes the request in two parts and reads the reply to it.
@@ -419,7 +276,13 @@ func (op *simOp) exchange(conn net.Conn) error {
 	if err := op.write(conn, b[:cut]); err != nil {
 		return err
 	}
-	if err := op.write(conn, b[cut:]); err != nil {
+	if op.d.ID%2 == 0 {
+		n, err := io.Copy(conn, bytes.NewReader(b[cut:]))
+		op.count(int(n))
+		if err != nil {
+			return err
+		}
+	} else if err := op.write(conn, b[cut:]); err != nil {
 		return err
 	}
 	return op.s.hear(conn, f)
@@ -449,38 +312,6 @@ func (s *sim) hello(conn net.Conn, verb byte) error {
 	return s.hear(conn, f)
 }
 
-// lend holds that a connection has one holder, and has seen nothing bad.
-func (s *sim) lend(conn *holdfast.Conn, d *deed) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l := s.lent[conn]
-	if l == nil {
-		l = &lending{}
-		s.lent[conn] = l
-		if want := s.plan.Handshake; (conn.Session == s) != want {
-			s.violationLocked("a new connection has been through the handshake once", "session %v", conn.Session)
-		}
-	}
-	if l.to != "" {
-		s.violationLocked("a connection has one holder", "lent to %v, and %s has it", d, l.to)
-	}
-	if l.spoiled != "" {
-		s.violationLocked("a connection that saw something bad is never used again", "lent to %v after %s", d, l.spoiled)
-	}
-	l.to = d.String()
-}
-
-// takeBack is called before the Cluster gets it back.
-func (s *sim) takeBack(conn *holdfast.Conn, keeps bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l := s.lent[conn]
-	if !keeps {
-		l.spoiled = l.to
-	}
-	l.to = ""
-}
-
 // borrow is an Acquire with one exchange.
 func (s *sim) borrow(ctx context.Context, d *deed) (back time.Time, err error) {
 	start := time.Now()
@@ -497,6 +328,7 @@ func (s *sim) borrow(ctx context.Context, d *deed) (back time.Time, err error) {
 	op := &simOp{s: s, d: d, runs: 1}
 	conn.SetDeadline(time.Now().Add(d.Hold * 4))
 	err = op.exchange(conn)
+	s.timely(d, err, time.Since(back), d.Hold*4, -1, -1)
 	pause(context.Background(), d.Hold)
 	s.takeBack(conn, err == nil && d.Fate == "release")
 	switch d.Fate {
@@ -638,48 +470,11 @@ type simSocket struct {
 func (k *simSocket) counts() bool { return k.Conn != nil || k.ctx.Err() == nil }
 
 func (k *simSocket) Close() error {
-	err := k.s.closing(k)
+	err := k.Conn.Close()
 	k.s.mu.Lock()
 	delete(k.s.sockets, k)
 	k.s.mu.Unlock()
 	return err
-}
-
-// opens holds that the pool stays within its limits, at every moment.
-func (s *sim) opens(k *simSocket) (storm bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.sockets[k] = true
-	storm = s.stormLocked(k.addr)
-	here, all := 0, 0
-	for o := range s.sockets {
-		if o.counts() {
-			all++
-			if o.addr == k.addr {
-				here++
-			}
-		}
-	}
-	if s.plan.Pooled && here > s.plan.perNode() {
-		s.violationLocked("the pool opens no more than Pool.Max", "%d sockets to %s", here, k.addr)
-	}
-	if s.plan.Pooled && all > s.plan.total() {
-		s.violationLocked("the pool opens no more than Pool.Total", "%d sockets", all)
-	}
-	return storm
-}
-
-// stormLocked holds that no address is dialed in a loop.
-func (s *sim) stormLocked(addr string) (storm bool) {
-	if now := time.Now(); now != s.instant {
-		s.instant = now
-		clear(s.dials)
-	}
-	if s.dials[addr]++; s.dials[addr] < 200 {
-		return false
-	}
-	s.violationLocked("no address is dialed in a loop", "%s %d times at once", addr, s.dials[addr])
-	return true
 }
 
 func (s *sim) handshake(_ context.Context, conn *holdfast.Conn) error {
@@ -698,187 +493,25 @@ func (s *sim) handshake(_ context.Context, conn *holdfast.Conn) error {
 
 func (s *sim) probe(_ context.Context, conn net.Conn) error { return s.hello(conn, verbPing) }
 
-// lookup knows two names, each of half the servers.
-func (s *sim) lookup(ctx context.Context, e holdfast.Endpoint) ([]holdfast.Endpoint, time.Duration, error) {
-	switch s.trouble.Load() {
-	case "no names":
-		return nil, 0, &net.DNSError{Err: "servfail", Name: e.Addr, IsTemporary: true}
-	case "panics":
-		panic("a lookup that panics")
-	case "no trouble":
-		return nil, 0, nil // an empty answer, while it lasts
-	}
-	var found []holdfast.Endpoint
-	for i, sv := range s.servers {
-		if (e.Addr == "even.sim:7000") == (i%2 == 0) {
-			found = append(found, s.endpoint(sv, i))
-		}
-	}
-	return found, time.Duration(len(found)) * time.Second, nil
-}
-
-func (s *sim) endpoint(sv *simServer, i int) holdfast.Endpoint {
-	return holdfast.Endpoint{Network: "tcp", Addr: sv.addr, Weight: s.plan.Shares[i].Weight, Priority: s.plan.Shares[i].Priority}
-}
-
-func (s *sim) resolver() holdfast.Resolver {
-	switch s.plan.Source {
-	case "names":
-		return holdfast.Static("tcp://even.sim:7000", "tcp://odd.sim:7000")
-	case "pushed":
-		s.source = make(chan []holdfast.Endpoint, 64)
-		s.push(s.everyone())
-		return pushed(s.source)
-	}
-	var addrs []string
-	for i, sv := range s.servers {
-		addrs = append(addrs, fmt.Sprintf("tcp://%s?weight=%d&priority=%d", sv.addr, s.plan.Shares[i].Weight, s.plan.Shares[i].Priority))
-	}
-	return holdfast.Static(addrs...)
-}
-
-func (s *sim) everyone() []int {
-	all := make([]int, len(s.servers))
-	for i := range all {
-		all[i] = i
-	}
-	return all
-}
-
-// push makes servers the membership, the last one drained by its weight if there
-// are several.
-func (s *sim) push(set []int) {
-	if s.source == nil {
+// ask is an Observe that looks at what it is told about.
+func (s *sim) ask(e holdfast.Event) {
+	if s.cluster == nil { // New is not over
 		return
 	}
-	var endpoints []holdfast.Endpoint
-	for _, i := range set {
-		endpoints = append(endpoints, s.endpoint(s.servers[i], i))
+	if e.Node != nil {
+		e.Node.State()
 	}
-	if n := len(endpoints); n > 1 && n < len(s.servers) {
-		endpoints[n-1].Weight = -1
-	}
-	s.source <- endpoints
-}
-
-// pushed is a source whose set somebody else decides.
-type pushed chan []holdfast.Endpoint
-
-func (p pushed) Watch(ctx context.Context, push func([]holdfast.Endpoint, error)) {
-	for {
-		select {
-		case set := <-p:
-			push(set, nil)
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// fault makes something happen.
-func (s *sim) fault(f *fault, callers *sync.WaitGroup) {
-	sv := s.servers[f.Server]
-	switch f.What {
-	case "crash":
-		sv.host.Kill()
-	case "rise":
-		sv.rise()
-	case "freeze":
-		sv.host.Freeze()
-	case "thaw":
-		sv.host.Thaw()
-	case "partition":
-		s.net.Partition("10.0.1.1", sv.ip)
-	case "heal":
-		s.net.Heal("10.0.1.1", sv.ip)
-	case "links":
-		s.net.SetLink("10.0.1.1", sv.ip, simnet.Link{Latency: f.For / 4, Loss: 0.1})
-	case "hang up", "silent", "refuse", "slow":
-		sv.becomes(f.What, f.For)
-	case "well":
-		sv.becomes("", 0)
-	case "reset", "reset all", "cut", "cut request", "bare reset":
-		s.harm(f, sv)
-	case "no descriptors", "panics", "no names", "no handshake", "deaf dialer":
-		s.trouble.Store(f.What)
-	case "no trouble":
-		s.trouble.Store("")
-	case "resolve":
-		s.push(f.Set)
-	case "push nothing":
-		s.push(nil)
-	case "reset backoff":
+	switch rand.IntN(20) {
+	case 0:
 		s.cluster.ResetBackoff()
-	case "refresh":
-		s.cluster.Refresh(f.For)
-	case "close":
-		callers.Go(func() { s.cluster.Close() })
-	case "shutdown":
-		callers.Go(func() { s.shutdown(f.For) })
-	}
-}
-
-// harm does something to one stream of a server, or to all.
-func (s *sim) harm(f *fault, sv *simServer) {
-	conns := sv.host.Conns()
-	for i, conn := range conns {
-		if f.What != "reset all" && i != f.N%len(conns) {
-			continue
-		}
-		switch f.What {
-		case "reset", "reset all":
-			conn.Reset()
-		case "cut":
-			conn.CutAfter(f.N)
-		case "cut request":
-			conn.Peer().ResetAfter(f.N)
-		case "bare reset":
-			conn.ResetAfter(f.N)
+	case 1:
+		s.cluster.Refresh(time.Second)
+	case 2:
+		s.cluster.Stats()
+	case 3:
+		if lease, err := s.cluster.Pick(0, nil); err == nil {
+			lease.Report(ms, nil)
+			lease.Done()
 		}
 	}
-}
-
-func (s *sim) shutdown(limit time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	start := time.Now()
-	err := s.cluster.Shutdown(ctx)
-	took := time.Since(start)
-	if s.plan.Deaf { // Close waits for the dialer, which waits as long as it likes
-		return
-	}
-	if took > limit {
-		s.violation("Shutdown ends with its context", "%v late", took-limit)
-	}
-	if err != nil && took < limit {
-		s.violation("Shutdown fails only when its context ends", "%v after %v of %v", err, took, limit)
-	}
-}
-
-// mend ends all faults. Whoever waits for a reply that was swallowed learns of it
-// by a crash.
-func (s *sim) mend() {
-	perfect := simnet.Link{}
-	if s.plan.Clean {
-		perfect = s.plan.Link // what is sent now must not overtake what was sent before
-	}
-	s.net.SetLink("", "", perfect)
-	s.trouble.Store("")
-	for _, sv := range s.servers {
-		s.net.SetLink("10.0.1.1", sv.ip, perfect)
-		s.net.Heal("10.0.1.1", sv.ip)
-		sv.becomes("", 0)
-		sv.host.Thaw()
-		sv.mu.Lock()
-		swallowed := sv.swallowed
-		sv.mu.Unlock()
-		if swallowed {
-			sv.host.Kill()
-		}
-		sv.rise()
-	}
-	s.push(s.everyone())
-	s.mu.Lock()
-	s.mercy = time.Now()
-	s.mu.Unlock()
 }
