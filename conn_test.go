@@ -40,30 +40,26 @@ func listenOn(t *testing.T, network, addr string, handle func(net.Conn)) net.Add
 
 func serveOn(t *testing.T, ln net.Listener, handle func(net.Conn)) {
 	var (
-		wg    sync.WaitGroup
-		mu    sync.Mutex
-		conns []net.Conn
+		accepting, handling sync.WaitGroup
+		conns               []net.Conn
 	)
-	wg.Go(func() {
+	accepting.Go(func() {
 		for {
 			conn, err := ln.Accept()
 			if err != nil {
 				return
 			}
-			mu.Lock()
 			conns = append(conns, conn)
-			mu.Unlock()
-			wg.Go(func() { handle(conn) })
+			handling.Go(func() { handle(conn) })
 		}
 	})
 	t.Cleanup(func() {
 		ln.Close()
-		mu.Lock()
+		accepting.Wait() // it may hold one more that nobody else knows of
 		for _, conn := range conns {
 			closeNow(conn)
 		}
-		mu.Unlock()
-		wg.Wait()
+		handling.Wait()
 	})
 }
 

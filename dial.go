@@ -219,6 +219,9 @@ func (conn *Conn) shake(ctx context.Context, own func(context.Context, *Conn) er
 	caller := ctx
 	ctx, cancel := limit(ctx, cfg.Timeouts.Handshake)
 	defer cancel()
+	if e := n.Endpoint(); e.TLS {
+		conn.nc = tls.Client(&belowTLS{Conn: conn.raw, conn: conn}, n.c.tlsConfig(e)) // before anyone may interrupt it
+	}
 	end, _ := ctx.Deadline()
 	conn.limits.set(0, 0, end)
 	conn.nc.SetDeadline(end)
@@ -240,15 +243,12 @@ func (conn *Conn) shake(ctx context.Context, own func(context.Context, *Conn) er
 }
 
 func (conn *Conn) shakeHands(ctx context.Context, own func(context.Context, *Conn) error) error {
-	n := conn.node
-	if e := n.Endpoint(); e.TLS {
-		tc := tls.Client(&belowTLS{Conn: conn.raw, conn: conn}, n.c.tlsConfig(e))
-		conn.nc = tc
+	if tc, ok := conn.nc.(*tls.Conn); ok {
 		if err := tc.HandshakeContext(ctx); err != nil {
 			return tlsFailure{err}
 		}
 	}
-	for _, f := range []func(context.Context, *Conn) error{n.c.cfg.Handshake, own} {
+	for _, f := range []func(context.Context, *Conn) error{conn.node.c.cfg.Handshake, own} {
 		if f == nil {
 			continue
 		}

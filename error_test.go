@@ -130,8 +130,8 @@ func TestErrorNamesEndpointAndAddress(t *testing.T) {
 			t.Fatalf("the log has the dials %v, want both", dials)
 		}
 		for i, s := range w.servers {
-			if r := dials[i].attrs; !strings.Contains(r["endpoint"].String(), "db.example") || r["addr"].String() != s.addr {
-				t.Errorf("the log says endpoint %v, addr %v; want db.example and %s", r["endpoint"], r["addr"], s.addr)
+			if r := dials[i].attrs; r["endpoint"].String() != "tcp://db.example:7000" || r["addr"].String() != s.addr {
+				t.Errorf("the log says endpoint %v, addr %v; want tcp://db.example:7000 and %s", r["endpoint"], r["addr"], s.addr)
 			}
 		}
 	})

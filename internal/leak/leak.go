@@ -41,6 +41,7 @@ func Check(t testing.TB) {
 
 func check(t testing.TB, patience time.Duration) {
 	t.Helper()
+	wake()
 	before := look()
 	t.Cleanup(func() {
 		t.Helper()
@@ -51,6 +52,15 @@ func check(t testing.TB, patience time.Duration) {
 			t.Errorf("leak: after %v the test still has\n%s", patience, left)
 		}
 	})
+}
+
+// wake makes the runtime open what it waits for sockets with, which it does once
+// and keeps: the first look must see it.
+func wake() {
+	if r, w, err := os.Pipe(); err == nil {
+		r.Close()
+		w.Close()
+	}
 }
 
 // wait looks until nothing is left of what came since before, or patience ends.
@@ -142,8 +152,7 @@ func foreign(stack string) bool {
 }
 
 // files returns the open files with their numbers: a duplicate of a file that was
-// open before is a file of its own. To open the directory makes the runtime open what
-// it waits for sockets with, if it had not yet; so the first look sees that, too.
+// open before is a file of its own.
 func files() map[string]bool {
 	const dir = "/proc/self/fd"
 	entries, _ := os.ReadDir(dir)
