@@ -431,22 +431,6 @@ func TestEjectionTimeGrowsAndDecays(t *testing.T) {
 		within(t, out(), 30*time.Second, 33*time.Second)
 	})
 
-	t.Run("an interval with more failures than successes is not a good one", func(t *testing.T) {
-		inWorld(t, 3, func(t *testing.T, w *world) {
-			c := w.cluster(holdfast.Config{Outlier: holdfast.Outlier{SuccessRate: -1}})
-			addr := w.servers[0].addr
-			eject(t, c, addr)
-			w.readmitted(addr)
-			for range 10 {
-				calls(t, c, w, 0, 2, 8)
-				time.Sleep(5 * time.Second)
-			}
-			start := time.Now()
-			eject(t, c, addr)
-			within(t, w.readmitted(addr).Sub(start), 60*time.Second, 66*time.Second)
-		})
-	})
-
 	// A node that is still down when its time is over stays out for longer.
 	t.Run("a failed probe for readmission counts as well", func(t *testing.T) {
 		inWorld(t, 3, func(t *testing.T, w *world) {
