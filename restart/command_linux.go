@@ -1,0 +1,93 @@
+package restart
+
+import (
+	"bufio"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+func dup2(from, to int) error { return unix.Dup3(from, to, 0) }
+
+func notifyListener(g *generation) (*net.UnixConn, string, error) {
+	path := fmt.Sprintf("@holdfast-%d-%d", os.Getpid(), g.id)
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		return nil, "", err
+	}
+	raw, err := conn.SyscallConn()
+	if err == nil {
+		raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) })
+	}
+	if err != nil {
+		conn.Close()
+		return nil, "", err
+	}
+	return conn, path, nil
+}
+
+// trusted reports whether the sender is this user, or root: anybody may write to an
+// abstract socket.
+func trusted(oob []byte) bool {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return false
+	}
+	for i := range messages {
+		if cred, err := unix.ParseUnixCredentials(&messages[i]); err == nil {
+			return int(cred.Uid) == os.Getuid() || cred.Uid == 0
+		}
+	}
+	return false
+}
+
+// groupHas reports whether a process of the group has the server's end of a
+// connection: from our port, to the server's.
+func groupHas(group, ours, theirs int) bool {
+	inode := serverSide(ours, theirs)
+	if inode == "" {
+		return false
+	}
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, stat := range stats {
+		text, err := os.ReadFile(stat)
+		if err != nil {
+			continue
+		}
+		field := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		if len(field) < 3 || field[2] != strconv.Itoa(group) { // state ppid pgrp
+			continue
+		}
+		links, _ := filepath.Glob(filepath.Dir(stat) + "/fd/*")
+		for _, link := range links {
+			if target, err := os.Readlink(link); err == nil && target == "socket:["+inode+"]" {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// serverSide is the inode of the accepted socket; 0 is not accepted yet.
+func serverSide(ours, theirs int) string {
+	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		f, err := os.Open(table)
+		if err != nil {
+			continue
+		}
+		defer f.Close()
+		for lines := bufio.NewScanner(f); lines.Scan(); {
+			field := strings.Fields(lines.Text())
+			if len(field) > 9 && field[9] != "0" &&
+				strings.HasSuffix(field[1], fmt.Sprintf(":%04X", theirs)) && strings.HasSuffix(field[2], fmt.Sprintf(":%04X", ours)) {
+				return field[9]
+			}
+		}
+	}
+	return ""
+}

@@ -1,0 +1,113 @@
+package restart
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Result is how a restart went.
+type Result struct {
+	OK         bool   `json:"ok"`
+	Generation int    `json:"generation,omitempty"` // that serves now
+	PID        int    `json:"pid,omitempty"`        // of its worker
+	Coalesced  bool   `json:"coalesced,omitempty"`  // one restart answered several requests
+	Err        string `json:"error,omitempty"`      // why it was rolled back
+}
+
+// Status is what a supervisor knows.
+type Status struct {
+	Name        string             `json:"name"`
+	PID         int                `json:"pid"` // of the supervisor
+	Started     time.Time          `json:"started"`
+	Generation  int                `json:"generation"` // that serves; 0 is none
+	Generations []GenerationStatus `json:"generations"`
+	Sockets     []string           `json:"sockets"`
+	Restarts    int                `json:"restarts"` // committed, without the first start
+	RolledBack  int                `json:"rolled_back"`
+	Crashed     int                `json:"crashed"`
+	LastError   string             `json:"last_error,omitempty"`
+	Totals      map[string]int64   `json:"totals,omitempty"` // over all generations
+}
+
+// GenerationStatus is one worker.
+type GenerationStatus struct {
+	Generation int     `json:"generation"`
+	PID        int     `json:"pid"`
+	Phase      string  `json:"phase"` // starting, ready, serving or leaving
+	Age        float64 `json:"age"`   // seconds
+}
+
+// AdminPath is where the control socket of a service of this name is unless
+// Config.Admin says otherwise.
+func AdminPath(name string) string {
+	dir := os.Getenv("XDG_RUNTIME_DIR")
+	if dir == "" {
+		dir = "/run"
+	}
+	return filepath.Join(dir, "holdfast", name+".sock")
+}
+
+// Restart asks the supervisor behind a control socket for a restart, and waits for
+// its end. The error is that of asking; a restart that was rolled back is a Result
+// that is not OK.
+func Restart(ctx context.Context, admin string) (r Result, err error) {
+	return r, call(ctx, admin, "restart", &r)
+}
+
+// Drain asks a supervisor to drain and exit, and waits until it is gone.
+func Drain(ctx context.Context, admin string) error { return untilGone(ctx, admin, "drain") }
+
+// Stop asks a supervisor to close what is open and exit, and waits until it is gone.
+func Stop(ctx context.Context, admin string) error { return untilGone(ctx, admin, "stop") }
+
+func untilGone(ctx context.Context, admin, verb string) error {
+	var nothing struct{}
+	err := call(ctx, admin, verb, &nothing)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+// Ask asks a supervisor how it is.
+func Ask(ctx context.Context, admin string) (s Status, err error) {
+	return s, call(ctx, admin, "status", &s)
+}
+
+// order is what is asked of a control socket: one line of JSON, answered by one.
+type order struct {
+	Verb string `json:"verb"`
+}
+
+// maxOrder bounds what is read of an order or an answer.
+const maxOrder = 4 << 20
+
+func call(ctx context.Context, admin, verb string, answer any) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", admin)
+	if err != nil {
+		return fmt.Errorf("restart: nobody answers at %s: %w", admin, err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := json.NewEncoder(conn).Encode(order{verb}); err != nil {
+		return err
+	}
+	line, err := bufio.NewReader(io.LimitReader(conn, maxOrder)).ReadBytes('\n')
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return fmt.Errorf("restart: %s ended before it answered: %w", admin, err)
+	}
+	return json.Unmarshal(line, answer)
+}

@@ -1,0 +1,182 @@
+//go:build unix
+
+package restart
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/holdfast-net/holdfast/internal/listen"
+)
+
+// controlSocket is where the supervisor is asked. Only its user may: the file is
+// 0600 from the moment it is there.
+type controlSocket struct {
+	path   string
+	ln     net.Listener
+	file   listen.File
+	cancel context.CancelFunc
+	ended  chan struct{}
+}
+
+// orderTime is how long somebody who has connected may take to say what they want.
+const orderTime = 5 * time.Second
+
+// listenControl listens for orders. A nil socket is none.
+func listenControl(cfg Config, handle func(context.Context, string) any) (*controlSocket, error) {
+	path := cfg.Admin
+	switch path {
+	case "none":
+		return nil, nil
+	case "":
+		path = AdminPath(cfg.Name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			cfg.Log.Warn("restart: no control socket", "err", err)
+			return nil, nil
+		}
+	}
+	var ln net.Listener
+	var file listen.File
+	err := patiently(context.Background(), func() (err error) {
+		ln, file, err = listen.Stream(context.Background(), "unix", path, listen.Options{Mode: 0o600})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("restart: the control socket: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &controlSocket{path: path, ln: ln, file: file, cancel: cancel, ended: make(chan struct{})}
+	go c.serve(ctx, handle)
+	return c, nil
+}
+
+func (c *controlSocket) close() {
+	if c == nil {
+		return
+	}
+	c.file.Remove()
+	c.cancel()
+	c.ln.Close()
+	<-c.ended
+}
+
+// serve answers one order a connection, a few at a time.
+func (c *controlSocket) serve(ctx context.Context, handle func(context.Context, string) any) {
+	defer close(c.ended)
+	room := make(chan struct{}, 256)
+	for {
+		conn, err := c.ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			break
+		}
+		if err != nil { // out of descriptors: who asks again finds us
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+			continue
+		}
+		room <- struct{}{}
+		go func() {
+			defer func() { <-room }()
+			answerOrder(ctx, conn, handle)
+		}()
+	}
+	for range cap(room) {
+		room <- struct{}{} // all have ended
+	}
+}
+
+func answerOrder(ctx context.Context, conn net.Conn, handle func(context.Context, string) any) {
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(orderTime))
+	line, err := bufio.NewReader(io.LimitReader(conn, maxOrder)).ReadBytes('\n')
+	var o order
+	if err == nil {
+		err = json.Unmarshal(line, &o)
+	}
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answer := handle(ctx, o.Verb)
+	if answer == nil {
+		return
+	}
+	conn.SetDeadline(time.Now().Add(orderTime))
+	json.NewEncoder(conn).Encode(answer)
+}
+
+// handle does what is asked. It runs beside the loop.
+func (s *supervisor) handle(ctx context.Context, verb string) any {
+	switch verb {
+	case "restart":
+		r := &request{answer: make(chan Result, 1)}
+		s.post(func() { s.ask(r) })
+		select {
+		case result := <-r.answer:
+			return result
+		case <-s.done:
+			return s.lateAnswer(r)
+		}
+	case "status":
+		answer := make(chan Status, 1)
+		s.post(func() { answer <- s.report() })
+		select {
+		case status := <-answer:
+			return status
+		case <-s.done:
+			return nil
+		}
+	case "drain", "stop":
+		drain := s.cfg.Timeouts.Drain
+		if verb == "stop" {
+			drain = 0
+		}
+		s.post(func() { s.leaveAll(drain, nil) })
+		<-ctx.Done() // the socket closes when all is over: that is the answer
+		return nil
+	}
+	return Result{Err: fmt.Sprintf("unknown verb %q", clip(verb))}
+}
+
+func (s *supervisor) lateAnswer(r *request) Result {
+	select {
+	case result := <-r.answer:
+		return result
+	default:
+		return Result{Err: "the service is stopping"}
+	}
+}
+
+// report is the Status.
+func (s *supervisor) report() Status {
+	out := Status{
+		Name: s.cfg.Name, PID: os.Getpid(), Started: s.history.started,
+		Restarts: max(s.history.committed-1, 0), RolledBack: s.history.rolledBack, Crashed: s.history.crashed,
+		LastError: s.history.lastError, Totals: s.sum(),
+	}
+	if s.current != nil {
+		out.Generation = s.current.id
+	}
+	for _, g := range s.gens {
+		out.Generations = append(out.Generations, GenerationStatus{g.id, g.pid(), string(g.phase), time.Since(g.started).Seconds()})
+	}
+	for _, have := range s.sockets.all {
+		text := have.Name
+		if have.Addr != "" && have.Addr != have.Name {
+			text += "=" + have.Addr
+		}
+		out.Sockets = append(out.Sockets, text)
+	}
+	return out
+}

@@ -1,0 +1,410 @@
+//go:build unix
+
+package restart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// program is what a worker runs: this program again, found as it was found when it
+// was started, so that what is installed there by then is run. Links are not
+// resolved: they are how many people install.
+type program struct {
+	path string
+	args []string
+	dir  string
+}
+
+func thisProgram() (program, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return program{}, err
+	}
+	path := os.Args[0]
+	if strings.ContainsRune(path, filepath.Separator) {
+		path, err = filepath.Abs(path)
+	} else {
+		path, err = exec.LookPath(path)
+	}
+	return program{path, os.Args[1:], dir}, err
+}
+
+// linkVar tells a worker where its link is.
+const linkVar = "HOLDFAST_LINK"
+
+// ours are variables that are between two processes, and not for the next.
+var ours = []string{linkVar, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
+
+func cleanEnv() (env []string) {
+	for _, kv := range os.Environ() {
+		name, _, _ := strings.Cut(kv, "=")
+		if !slices.Contains(ours, name) {
+			env = append(env, kv)
+		}
+	}
+	return env
+}
+
+type phase string
+
+const (
+	starting phase = "starting"
+	ready    phase = "ready" // it serves, and may yet be rolled back
+	serving  phase = "serving"
+	leaving  phase = "leaving"
+)
+
+// generation is one worker as the supervisor sees it. The loop of the supervisor
+// owns it.
+type generation struct {
+	s       *supervisor
+	id      int
+	command bool // it is another program: it has signals instead of a link
+	phase   phase
+	started time.Time
+
+	process  *os.Process
+	link     *link
+	outbox   chan message
+	protocol version
+	wants    []want
+	load     bool
+	notify   *notifySocket // a command's
+
+	totals  map[string]int64
+	failure error // why it is to be gone
+	cutErr  error // why it was not given the time to leave
+	status  string
+	timers  []*time.Timer
+	over    bool
+	gone    chan struct{} // closed when over
+	leaveBy *time.Timer
+}
+
+func (g *generation) pid() int {
+	if g.process == nil {
+		return 0
+	}
+	return g.process.Pid
+}
+
+// after calls f in the loop, unless the generation is gone by then.
+func (g *generation) after(d time.Duration, f func()) *time.Timer {
+	t := time.AfterFunc(d, func() {
+		g.s.post(func() {
+			if !g.over {
+				f()
+			}
+		})
+	})
+	g.timers = append(g.timers, t)
+	return t
+}
+
+// spawn starts the process and the goroutines that speak with it.
+func (g *generation) spawn() (err error) {
+	g.phase = starting
+	ourEnd, theirEnd, err := pair()
+	if err != nil {
+		return err
+	}
+	defer theirEnd.Close()
+	if g.link, err = newLink(ourEnd); err != nil {
+		return err
+	}
+	p := g.s.program
+	env := append(cleanEnv(), linkVar+"=3")
+	if g.command {
+		if g.notify, err = listenNotify(g); err != nil {
+			g.link.close()
+			return err
+		}
+		env = append(env, "NOTIFY_SOCKET="+g.notify.path)
+	}
+	g.process, err = os.StartProcess(p.path, append([]string{os.Args[0]}, p.args...), &os.ProcAttr{
+		Dir: p.dir, Env: env,
+		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, theirEnd},
+		Sys:   &syscall.SysProcAttr{Setpgid: true}, // what a terminal signals is for the supervisor
+	})
+	if err != nil {
+		g.link.close()
+		g.notify.close()
+		return fmt.Errorf("restart: start the successor: %w", err)
+	}
+	g.outbox = make(chan message, 64)
+	heard := make(chan struct{})
+	g.s.tasks.Go(func() { g.write() })
+	g.s.tasks.Go(func() { defer close(heard); g.read() })
+	g.s.tasks.Go(func() { g.wait(heard) })
+	return nil
+}
+
+// write sends what the loop says, so that the loop never waits for a worker.
+func (g *generation) write() {
+	for m := range g.outbox {
+		if g.link.send(m) != nil {
+			g.link.close()
+		}
+		closeFiles(m.files)
+	}
+	g.link.close()
+}
+
+func (g *generation) read() {
+	for {
+		m, err := g.link.receive()
+		if err != nil {
+			return
+		}
+		g.s.post(func() {
+			if !g.over {
+				g.heard(m)
+			} else {
+				closeFiles(m.files)
+			}
+		})
+	}
+}
+
+// wait reports the exit, after all that was said before it. What the process left
+// behind may hold the link open, so that wait is bounded.
+func (g *generation) wait(heard <-chan struct{}) {
+	state, err := g.process.Wait()
+	select {
+	case <-heard:
+	case <-time.After(time.Second):
+	}
+	g.s.post(func() {
+		switch {
+		case err != nil:
+			g.status = err.Error()
+		default:
+			g.status = state.String()
+		}
+		g.s.exited(g)
+	})
+}
+
+// end frees what belonged to a process that is gone, and its own.
+func (g *generation) end() {
+	g.over = true
+	close(g.gone)
+	for _, t := range g.timers {
+		t.Stop()
+	}
+	g.notify.close()
+	if g.outbox != nil {
+		close(g.outbox)
+	}
+	if g.command && g.process != nil {
+		unix.Kill(-g.process.Pid, unix.SIGKILL) // what it started and did not wait for
+	}
+}
+
+// cause is why the generation ended, in one line.
+func (g *generation) cause() error {
+	switch {
+	case g.failure != nil && g.status != "" && g.status != "signal: killed":
+		return fmt.Errorf("%w (%s)", g.failure, g.status)
+	case g.failure != nil:
+		return g.failure
+	}
+	return fmt.Errorf("restart: generation %d ended by itself: %s", g.id, g.status)
+}
+
+// send says something to a worker; files are sent and then closed. One that does
+// not read any more is as good as dead.
+func (g *generation) send(m message, files ...*os.File) {
+	for _, f := range files {
+		m.files = append(m.files, int(dup(f.Fd())))
+		f.Close()
+	}
+	if g.over || g.outbox == nil {
+		closeFiles(m.files)
+		return
+	}
+	select {
+	case g.outbox <- m:
+	default:
+		closeFiles(m.files)
+		g.s.fail(g, errors.New("restart: the worker does not read its link"))
+	}
+}
+
+func (g *generation) tell(k msgKind, v any, files ...int) {
+	g.send(encode(k, v, files))
+}
+
+// heard is what a worker said.
+func (g *generation) heard(m message) {
+	switch m.kind {
+	case msgHello:
+		g.greeted(m)
+	case msgReady:
+		g.s.ready(g)
+	case msgPaused: // clients find the successor; nothing waits for this
+	case msgState:
+		if n := g.s.next; n != nil && n.load && n.phase == starting {
+			n.welcome(m.body)
+		}
+	case msgTotals:
+		if t, err := decode[map[string]int64](m); err == nil {
+			g.totals = t
+		}
+	case msgFailed:
+		if why, err := decode[string](m); err == nil {
+			g.failure = errors.New(why)
+		}
+	case msgFile:
+		if w, err := decode[want](m); err == nil && len(m.files) == 1 {
+			g.s.sockets.keep(w, m.files[0])
+			return
+		}
+	case msgAsk:
+		g.s.stop(nil)
+	default:
+		if !m.optional {
+			g.s.fail(g, fmt.Errorf("restart: the worker sent an unknown message of kind %d", m.kind))
+		}
+	}
+	closeFiles(m.files)
+}
+
+// greeted checks who speaks and binds what it wants; that may take its time.
+func (g *generation) greeted(m message) {
+	h, err := decode[hello](m)
+	if err == nil {
+		g.protocol, err = protocol.meet(h.Protocol)
+	}
+	if err != nil {
+		g.s.fail(g, err)
+		return
+	}
+	g.wants, g.load = h.Wants, h.Load
+	ctx, cancel := context.WithTimeout(context.Background(), g.s.cfg.Timeouts.Ready)
+	missing := g.s.sockets.missing(h.Wants)
+	g.s.tasks.Go(func() {
+		defer cancel()
+		made, err := bindAll(ctx, missing)
+		g.s.post(func() { g.bound(made, err) })
+	})
+}
+
+func (g *generation) bound(made []*socket, err error) {
+	if g.over || err != nil {
+		closeSockets(made)
+		if err != nil && !g.over {
+			g.s.fail(g, err)
+		}
+		return
+	}
+	g.s.sockets.add(made)
+	if old := g.s.current; g.load && old != nil && old.protocol.has(featureState) && g.protocol.has(featureState) {
+		old.tell(msgSave, nil) // its answer goes on from here
+		return
+	}
+	g.welcome(nil)
+}
+
+// welcome passes everything on.
+func (g *generation) welcome(state []byte) {
+	g.tell(msgWelcome, welcome{Protocol: protocol, Generation: g.id})
+	for wants, fds := range g.s.sockets.batches(g.wants) {
+		g.tell(msgSockets, wants, fds...)
+	}
+	if g.protocol.has(featureKeys) {
+		g.tell(msgKeys, g.s.keys.keys)
+	}
+	if state != nil {
+		g.send(message{kind: msgState, body: state})
+	}
+	g.tell(msgBegin, nil)
+	if g.command {
+		g.s.tasks.Go(func() { g.awaitCommand() })
+	}
+}
+
+// pause stops accepting; a program of others goes on until it is told to leave.
+func (g *generation) pause() {
+	if !g.command {
+		g.tell(msgPause, nil)
+	}
+}
+
+func (g *generation) resume() {
+	if !g.command {
+		g.tell(msgResume, nil)
+	}
+}
+
+// leave asks the worker to drain and exit, and sees to it that it does.
+func (g *generation) leave(drain time.Duration, to *os.File) {
+	g.phase = leaving
+	if g.command {
+		if to != nil {
+			to.Close()
+		}
+		g.signal(g.s.cfg.Command.stopSignal())
+	} else {
+		m := encode(msgLeave, leave{Drain: int64(drain)}, nil)
+		if to != nil {
+			g.send(m, to)
+		} else {
+			g.send(m)
+		}
+	}
+	if g.leaveBy != nil {
+		g.leaveBy.Stop()
+	}
+	g.leaveBy = g.after(drain+g.s.cfg.Timeouts.Stop, func() {
+		if g.cutErr == nil {
+			g.cutErr = errors.New("restart: it did not leave in time")
+			g.s.happened(Cut, g, g.cutErr)
+		}
+		g.killNow()
+	})
+}
+
+// kill ends a worker that serves nobody. A program of others may tidy up first.
+func (g *generation) kill() {
+	if !g.command {
+		g.killNow()
+		return
+	}
+	g.signal(g.s.cfg.Command.stopSignal())
+	g.after(g.s.cfg.Timeouts.Stop, g.killNow)
+}
+
+func (g *generation) killNow() { g.signal(unix.SIGKILL) }
+
+// signal goes to the process by its handle, never to a number that may be another's
+// by now; the group of a program of others is signaled while its leader lives.
+func (g *generation) signal(sig os.Signal) {
+	if g.process == nil || g.over {
+		return
+	}
+	if g.process.Signal(sig) == nil && g.command && sig == unix.SIGKILL {
+		unix.Kill(-g.process.Pid, unix.SIGKILL)
+	}
+}
+
+// oneLine makes a text fit for a line of a protocol.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, clip(s))
+}

@@ -1,0 +1,128 @@
+package restart
+
+import (
+	"errors"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// errInUse is an address that somebody else has.
+const errInUse = syscall.EADDRINUSE
+
+// listener is what a server accepts from. It can be paused: Accept then waits,
+// without a connection being lost, and goes on when it is resumed. A server does
+// not notice, so any server can be resumed.
+type listener struct {
+	net.Listener
+	limited deadliner
+
+	armed     chan struct{} // closed when Accept is called for the first time
+	closed    chan struct{}
+	arm, shut sync.Once
+
+	mu        sync.Mutex
+	paused    chan struct{} // closed on resume; nil while not paused
+	accepting int           // calls that may return a connection
+	quiet     chan struct{} // closed when none may; nil unless a pause waits for that
+}
+
+type deadliner interface{ SetDeadline(time.Time) error }
+
+func newListener(ln net.Listener) *listener {
+	return &listener{
+		Listener: ln,
+		limited:  ln.(deadliner), // TCP and Unix listeners have it
+		armed:    make(chan struct{}),
+		closed:   make(chan struct{}),
+	}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	l.arm.Do(func() { close(l.armed) })
+	for {
+		if err := l.enter(); err != nil {
+			return nil, err
+		}
+		conn, err := l.Listener.Accept()
+		pausing := l.leave()
+		if err != nil && pausing && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		return conn, err
+	}
+}
+
+// enter waits until the listener is not paused.
+func (l *listener) enter() error {
+	for {
+		l.mu.Lock()
+		paused := l.paused
+		if paused == nil {
+			l.accepting++
+			l.mu.Unlock()
+			return nil
+		}
+		l.mu.Unlock()
+		select {
+		case <-paused:
+		case <-l.closed:
+			return &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
+		}
+	}
+}
+
+func (l *listener) leave() (pausing bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.accepting--
+	if l.accepting == 0 && l.quiet != nil {
+		close(l.quiet)
+		l.quiet = nil
+	}
+	return l.paused != nil
+}
+
+// pause returns when every connection that was accepted has been returned by
+// Accept, and no more will be.
+func (l *listener) pause() {
+	l.mu.Lock()
+	if l.paused == nil {
+		l.paused = make(chan struct{})
+	}
+	var quiet chan struct{}
+	if l.accepting > 0 {
+		if l.quiet == nil {
+			l.quiet = make(chan struct{})
+		}
+		quiet = l.quiet
+	}
+	l.mu.Unlock()
+	l.limited.SetDeadline(time.Unix(1, 0)) // a deadline is this process's, not the socket's
+	if quiet != nil {
+		<-quiet // Accept returns at once
+	}
+}
+
+func (l *listener) resume() {
+	l.limited.SetDeadline(time.Time{})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.paused != nil {
+		close(l.paused)
+		l.paused = nil
+	}
+}
+
+// Close ends Accept here; the socket lives on where else it is held.
+func (l *listener) Close() error {
+	l.shut.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+// SyscallConn gives access to the socket, for those who set options.
+func (l *listener) SyscallConn() (syscall.RawConn, error) {
+	return l.Listener.(syscall.Conn).SyscallConn()
+}

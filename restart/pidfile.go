@@ -1,0 +1,55 @@
+//go:build unix
+
+package restart
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// pidFile says who the supervisor is. Nobody is ever signaled because of one: the
+// control socket knows whom it speaks with.
+type pidFile struct {
+	path    string
+	written bool
+}
+
+// write replaces the file in one step, so that nobody reads half of it; a symbolic
+// link is replaced, not followed.
+func (p *pidFile) write() error {
+	if p.path == "" {
+		return nil
+	}
+	f, err := os.CreateTemp(filepath.Dir(p.path), "."+filepath.Base(p.path)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(strconv.Itoa(os.Getpid()) + "\n")
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), p.path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return err
+	}
+	p.written = true
+	return nil
+}
+
+// remove removes the file if it is still this process's.
+func (p *pidFile) remove() {
+	if !p.written {
+		return
+	}
+	if text, err := os.ReadFile(p.path); err == nil && strings.TrimSpace(string(text)) == strconv.Itoa(os.Getpid()) {
+		os.Remove(p.path)
+	}
+}

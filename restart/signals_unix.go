@@ -1,0 +1,25 @@
+//go:build unix
+
+package restart
+
+import (
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func (s Signals) withDefaults() Signals {
+	if s.Restart == nil {
+		s.Restart = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1}
+	}
+	if s.Stop == nil {
+		s.Stop = []os.Signal{syscall.SIGTERM, syscall.SIGINT}
+	}
+	return s
+}
+
+func resetSignals(all []os.Signal) {
+	if len(all) > 0 {
+		signal.Reset(all...)
+	}
+}

@@ -1,0 +1,436 @@
+//go:build unix
+
+package restart
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/signal"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/holdfast-net/holdfast/internal/backoff"
+)
+
+// supervisor keeps what outlives a worker. One goroutine, that of run, owns all of
+// its state: whatever happens elsewhere is posted to it as a func.
+type supervisor struct {
+	cfg     Config
+	program program
+	events  chan func()
+	done    chan struct{} // closed when the loop has ended
+	tasks   sync.WaitGroup
+
+	gens    []*generation // all that live, oldest first
+	current *generation   // the one that serves
+	next    *generation   // its successor, until it is committed or rolled back
+	count   int           // generations ever
+
+	asked  []*request // who waits for the restart under way
+	queued []*request // who asked meanwhile: the next restart is theirs together
+	parked bool       // the next restart waits for an old generation to be gone
+
+	sockets sockets
+	keys    *keyring
+	totals  map[string]int64 // of the generations that are gone
+
+	crashes  int // in a row
+	respawn  *time.Timer
+	stopping bool
+	err      error // what Run will return
+
+	history history
+	control *controlSocket
+	systemd *systemd
+	pidfile *pidFile
+}
+
+// history is for Status.
+type history struct {
+	started                        time.Time
+	committed, rolledBack, crashed int
+	lastError                      string
+}
+
+// request is one wish for a restart.
+type request struct {
+	coalesced bool
+	answer    chan Result // buffered
+}
+
+// respawnAfter is how long a worker is missed before it is started again: at once
+// at first, and with growing pauses when it keeps dying.
+var respawnAfter = backoff.Policy{Base: 50 * time.Millisecond, Max: 30 * time.Second, Multiplier: 2, Jitter: 0.5}
+
+// stable is how long a worker must serve before its predecessors' crashes are forgotten.
+const stable = 10 * time.Second
+
+func supervise(ctx context.Context, cfg Config, program program) error {
+	s := &supervisor{
+		cfg: cfg, program: program,
+		events: make(chan func()), done: make(chan struct{}),
+		totals: map[string]int64{}, history: history{started: time.Now()},
+		systemd: newSystemd(), pidfile: &pidFile{path: cfg.PIDFile},
+	}
+	var err error
+	if s.keys, err = newKeyring(); err != nil {
+		return err
+	}
+	if s.control, err = listenControl(cfg, s.handle); err != nil {
+		return err
+	}
+	s.sockets.adopt(s.systemd.sockets())
+	s.run(ctx)
+	return s.err
+}
+
+func (s *supervisor) run(ctx context.Context) {
+	signals := make(chan os.Signal, 16)
+	if all := slices.Concat(s.cfg.Signals.Restart, s.cfg.Signals.Stop); len(all) > 0 {
+		signal.Notify(signals, all...)
+	}
+	defer signal.Stop(signals)
+	stopReaping := s.reapOrphans()
+	rotate := time.NewTicker(keyLife)
+	defer rotate.Stop()
+	watchdog, stopWatchdog := s.systemd.watchdog()
+	defer stopWatchdog()
+	ended := ctx.Done()
+
+	s.begin([]*request{})
+	for !s.stopping || len(s.gens) > 0 {
+		select {
+		case happened := <-s.events:
+			happened()
+		case sig := <-signals:
+			if slices.Contains(s.cfg.Signals.Stop, sig) {
+				s.stop(nil)
+			} else {
+				s.ask(&request{answer: make(chan Result, 1)})
+			}
+		case <-ended:
+			ended = nil
+			s.stop(nil)
+		case <-rotate.C:
+			s.rotateKeys()
+		case <-watchdog:
+			if s.current != nil {
+				s.systemd.notify("WATCHDOG=1")
+			}
+		}
+	}
+	s.finish()
+	stopReaping()
+}
+
+// post hands what happened to the loop. It is dropped when that has ended.
+func (s *supervisor) post(happened func()) {
+	select {
+	case s.events <- happened:
+	case <-s.done:
+	}
+}
+
+func (s *supervisor) finish() {
+	if s.respawn != nil {
+		s.respawn.Stop()
+	}
+	s.answer(&s.asked, Result{Err: "the service is stopping"})
+	s.answer(&s.queued, Result{Err: "the service is stopping"})
+	close(s.done)
+	s.control.close()
+	s.sockets.close()
+	s.pidfile.remove()
+	s.tasks.Wait()
+}
+
+// ask starts a restart, or joins the one that will follow the one under way.
+func (s *supervisor) ask(r *request) {
+	switch {
+	case s.stopping:
+		r.answer <- Result{Err: "the service is stopping"}
+	case s.next != nil || s.parked:
+		r.coalesced = len(s.queued) > 0
+		s.queued = append(s.queued, r)
+	default:
+		s.begin([]*request{r})
+	}
+}
+
+// begin starts the next generation. asked is who is told how that went; nil when
+// nobody wanted it, because the last one crashed.
+func (s *supervisor) begin(asked []*request) {
+	s.asked = append(s.asked, asked...)
+	if s.parked = s.crowded(); s.parked {
+		return // onExit goes on
+	}
+	if s.respawn != nil {
+		s.respawn.Stop()
+		s.respawn = nil
+	}
+	if len(asked) > 0 {
+		s.systemd.reloading()
+	}
+	s.count++
+	g := &generation{id: s.count, s: s, started: time.Now(), command: len(s.cfg.Command.Args) > 0, gone: make(chan struct{})}
+	s.next = g
+	s.gens = append(s.gens, g)
+	if err := g.spawn(); err != nil {
+		g.failure = err
+		s.exited(g)
+		return
+	}
+	s.happened(Spawned, g, nil)
+	g.after(s.cfg.Timeouts.Ready, func() {
+		if g.phase == starting {
+			s.fail(g, fmt.Errorf("restart: not ready within %v", s.cfg.Timeouts.Ready))
+		}
+	})
+}
+
+// crowded cuts the oldest of those that leave if there is no room for one more.
+func (s *supervisor) crowded() bool {
+	if len(s.gens) < s.cfg.Generations {
+		return false
+	}
+	for _, g := range s.gens {
+		if g != s.current {
+			s.cut(g, errors.New("restart: too many generations are leaving"))
+			return true
+		}
+	}
+	return false
+}
+
+// ready is called when a worker's accept loops wait.
+func (s *supervisor) ready(g *generation) {
+	if s.stopping || g != s.next || g.phase != starting {
+		return
+	}
+	g.phase = ready
+	s.happened(Ready, g, nil)
+	if s.current == nil {
+		s.commit()
+		return
+	}
+	s.current.pause()
+	g.after(s.cfg.Timeouts.Confirm, func() {
+		if !s.stopping && g == s.next {
+			s.commit()
+		}
+	})
+}
+
+// commit makes the successor the one that serves, and lets the predecessor go.
+func (s *supervisor) commit() {
+	old, g := s.current, s.next
+	s.current, s.next = g, nil
+	g.phase = serving
+	s.sockets.keepOnly(g.wants)
+	if old != nil {
+		s.retire(old, g)
+	}
+	if g.id == 1 || s.history.committed == 0 {
+		if err := s.pidfile.write(); err != nil {
+			s.cfg.Log.Error("restart: write the pid file", "err", err)
+		}
+	}
+	s.history.committed++
+	g.after(stable, func() {
+		if g == s.current {
+			s.crashes = 0
+		}
+	})
+	s.systemd.notify("READY=1\nSTATUS=" + fmt.Sprintf("generation %d serves", g.id))
+	s.happened(Committed, g, nil)
+	s.answer(&s.asked, Result{OK: true, Generation: g.id, PID: g.pid()})
+	s.followUp()
+}
+
+// retire asks a generation to leave, passing on to its successor what it can.
+func (s *supervisor) retire(old, to *generation) {
+	old.phase = leaving
+	if !old.command && !to.command && old.protocol.has(featureConns) && to.protocol.has(featureConns) {
+		if a, b, err := pair(); err == nil {
+			old.leave(s.cfg.Timeouts.Drain, a)
+			to.send(message{kind: msgTake}, b)
+			return
+		}
+	}
+	old.leave(s.cfg.Timeouts.Drain, nil)
+}
+
+// followUp starts the restart that was asked for during the last one.
+func (s *supervisor) followUp() {
+	if len(s.queued) == 0 || s.stopping || s.next != nil || s.parked {
+		return
+	}
+	asked := s.queued
+	s.queued = nil
+	s.begin(asked)
+}
+
+// fail ends a generation that cannot serve; exited does the rest.
+func (s *supervisor) fail(g *generation, err error) {
+	if g.failure == nil {
+		g.failure = err
+	}
+	g.kill()
+}
+
+// exited is called when the process of a generation is gone.
+func (s *supervisor) exited(g *generation) {
+	s.gens = slices.DeleteFunc(s.gens, func(o *generation) bool { return o == g })
+	g.end()
+	for name, n := range g.totals {
+		s.totals[name] += n
+	}
+	switch {
+	case s.stopping:
+		s.happened(Exited, g, g.cutErr)
+	case g == s.next:
+		s.rollBack(g)
+	case g == s.current:
+		s.crashed(g)
+	default:
+		s.happened(Exited, g, g.cutErr)
+	}
+	if s.parked && !s.stopping {
+		s.begin(nil)
+	}
+}
+
+// rollBack goes on with the predecessor, which has stopped accepting at most.
+func (s *supervisor) rollBack(g *generation) {
+	s.next = nil
+	err := g.cause()
+	s.history.rolledBack++
+	s.history.lastError = clip(err.Error())
+	s.happened(RolledBack, g, err)
+	s.sockets.rollBack()
+	if s.history.committed == 0 { // there is nothing to go back to
+		s.stop(err)
+		return
+	}
+	if s.current != nil {
+		s.current.resume()
+		s.systemd.notify("READY=1\nSTATUS=the restart failed: " + oneLine(err.Error()))
+	}
+	s.answer(&s.asked, Result{Err: clip(err.Error())})
+	switch {
+	case len(s.queued) > 0:
+		s.followUp()
+	case s.current == nil:
+		s.reviveLater()
+	}
+}
+
+// crashed replaces the generation that served. Meanwhile clients queue in the
+// sockets, unless a successor is about to serve anyway.
+func (s *supervisor) crashed(g *generation) {
+	s.current = nil
+	s.history.crashed++
+	err := g.cause()
+	s.history.lastError = clip(err.Error())
+	s.happened(Crashed, g, err)
+	switch {
+	case s.next == nil:
+		s.reviveLater()
+	case s.next.phase == ready:
+		s.commit()
+	}
+}
+
+func (s *supervisor) reviveLater() {
+	wait := respawnAfter.Delay(s.crashes)
+	s.crashes++
+	s.respawn = time.AfterFunc(wait, func() {
+		s.post(func() {
+			if s.current == nil && s.next == nil && !s.stopping && !s.parked {
+				s.begin(nil)
+			}
+		})
+	})
+}
+
+// stop drains everything; a second time it ends everything.
+func (s *supervisor) stop(err error) {
+	if !s.stopping {
+		s.leaveAll(s.cfg.Timeouts.Drain, err)
+		return
+	}
+	s.err = errors.Join(s.err, ErrStopped)
+	for _, g := range s.gens {
+		g.killNow()
+	}
+}
+
+// leaveAll lets every generation leave, or do so sooner.
+func (s *supervisor) leaveAll(drain time.Duration, err error) {
+	if !s.stopping {
+		s.stopping = true
+		s.err = err
+		s.systemd.notify("STOPPING=1")
+		s.happened(Stopping, nil, err)
+	}
+	for _, g := range s.gens {
+		if g.phase == starting {
+			g.kill()
+			continue
+		}
+		g.leave(drain, nil)
+	}
+}
+
+// cut ends a generation that leaves: what it still serves is closed.
+func (s *supervisor) cut(g *generation, why error) {
+	if g.cutErr == nil {
+		g.cutErr = why
+		s.happened(Cut, g, why)
+		g.leave(0, nil)
+	}
+}
+
+func (s *supervisor) answer(to *[]*request, r Result) {
+	for _, one := range *to {
+		r.Coalesced = one.coalesced
+		one.answer <- r
+	}
+	*to = nil
+}
+
+func (s *supervisor) rotateKeys() {
+	if err := s.keys.rotate(); err != nil {
+		s.cfg.Log.Error("restart: rotate the ticket keys", "err", err)
+		return
+	}
+	for _, g := range s.gens {
+		if g.protocol.has(featureKeys) {
+			g.tell(msgKeys, s.keys.keys)
+		}
+	}
+}
+
+func (s *supervisor) happened(kind EventKind, g *generation, err error) {
+	e := Event{Kind: kind, Err: err}
+	if g != nil {
+		e.Generation, e.PID, e.Duration = g.id, g.pid(), time.Since(g.started)
+	}
+	s.cfg.Log.LogAttrs(context.Background(), e.level(), "restart: "+string(kind), e.attrs()...)
+	s.cfg.Observe(e)
+}
+
+// sum is what the counters of all generations come to.
+func (s *supervisor) sum() map[string]int64 {
+	sum := maps.Clone(s.totals)
+	for _, g := range s.gens {
+		for name, n := range g.totals {
+			sum[name] += n
+		}
+	}
+	return sum
+}
