@@ -272,7 +272,7 @@ func (g *generation) heard(m message) {
 			return
 		}
 	case msgAsk:
-		g.s.stop(nil)
+		g.s.leaveAll(g.s.cfg.Timeouts.Drain, nil)
 	default:
 		if !m.optional {
 			g.s.fail(g, fmt.Errorf("restart: the worker sent an unknown message of kind %d", m.kind))

@@ -41,6 +41,7 @@ type supervisor struct {
 	crashes  int // in a row
 	respawn  *time.Timer
 	stopping bool
+	stops    int   // signals to stop
 	err      error // what Run will return
 
 	history history
@@ -108,13 +109,13 @@ func (s *supervisor) run(ctx context.Context) {
 			happened()
 		case sig := <-signals:
 			if slices.Contains(s.cfg.Signals.Stop, sig) {
-				s.stop(nil)
+				s.stop()
 			} else {
 				s.ask(&request{answer: make(chan Result, 1)})
 			}
 		case <-ended:
 			ended = nil
-			s.stop(nil)
+			s.leaveAll(s.cfg.Timeouts.Drain, nil)
 		case <-rotate.C:
 			s.rotateKeys()
 		case <-watchdog:
@@ -313,7 +314,7 @@ func (s *supervisor) rollBack(g *generation) {
 	s.happened(RolledBack, g, err)
 	s.sockets.rollBack()
 	if s.history.committed == 0 { // there is nothing to go back to
-		s.stop(err)
+		s.leaveAll(0, err)
 		return
 	}
 	if s.current != nil {
@@ -357,10 +358,12 @@ func (s *supervisor) reviveLater() {
 	})
 }
 
-// stop drains everything; a second time it ends everything.
-func (s *supervisor) stop(err error) {
-	if !s.stopping {
-		s.leaveAll(s.cfg.Timeouts.Drain, err)
+// stop is a signal: the first drains, the second ends everything. Only signals
+// count: the one that ends the caller's context, too, is not a second one.
+func (s *supervisor) stop() {
+	s.stops++
+	if s.stops == 1 {
+		s.leaveAll(s.cfg.Timeouts.Drain, nil)
 		return
 	}
 	s.err = errors.Join(s.err, ErrStopped)

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/holdfast-net/holdfast/restart"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+type runOptions struct {
+	service serviceFlags
+	listen  []string
+	ready   string
+	stop    string
+}
+
+// serviceFlags are those of every verb that is a service.
+type serviceFlags struct {
+	name, admin, pidFile string
+	readyIn, confirm     time.Duration
+	drain                time.Duration
+	generations          int
+	json                 bool
+}
+
+func (f *serviceFlags) add(flags *pflag.FlagSet, name string) {
+	flags.StringVar(&f.name, "name", name, "name of the service: it names the control socket")
+	flags.StringVar(&f.admin, "admin", "", "path of the control socket (default $XDG_RUNTIME_DIR/holdfast/NAME.sock, else under /run; none for none)")
+	flags.StringVar(&f.pidFile, "pid-file", "", "write the pid there once it serves")
+	flags.DurationVar(&f.readyIn, "ready-timeout", time.Minute, "how long a successor may take to be ready")
+	flags.DurationVar(&f.confirm, "confirm", 5*time.Second, "how long it must live then, or is rolled back (0 for not at all)")
+	flags.DurationVar(&f.drain, "drain", 30*time.Second, "how long its predecessor may take to leave")
+	flags.IntVar(&f.generations, "generations", 3, "how many may live at once")
+	flags.BoolVarP(&f.json, "json", "j", false, "write the log as JSON Lines")
+}
+
+func (f *serviceFlags) config(p *program) restart.Config {
+	confirm := f.confirm
+	if confirm == 0 {
+		confirm = -1
+	}
+	return restart.Config{
+		Name: f.name, Admin: f.admin, PIDFile: f.pidFile, Generations: f.generations,
+		Timeouts: restart.Timeouts{Ready: f.readyIn, Confirm: confirm, Drain: f.drain},
+		Log:      p.logger(f.json),
+	}
+}
+
+// logger writes for people, or for programs.
+func (p *program) logger(asJSON bool) *slog.Logger {
+	if asJSON {
+		return slog.New(slog.NewJSONHandler(p.err, nil))
+	}
+	return slog.New(slog.NewTextHandler(p.err, nil))
+}
+
+func (p *program) runCommand() *cobra.Command {
+	var o runOptions
+	cmd := &cobra.Command{
+		Use:   "run [-l NAME=ADDR]… -- COMMAND [ARG…]",
+		Short: "Run a server, in any language, that is restarted without being down",
+		Long: `Binds the addresses and runs COMMAND with them, as systemd passes sockets: from
+descriptor 3 on, with LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID and NOTIFY_SOCKET (and
+EINHORN_FD_COUNT, EINHORN_FD_n).
+
+On HUP, USR1 or "holdfast restart" it is run again. When the new one is ready and has
+lived for --confirm, the old one is asked to stop; if it is not, or dies, the old one
+serves on. A command that crashes is run again; clients wait in the sockets.
+
+--ready says when it is ready: notify (READY=1 on NOTIFY_SOCKET), port (it accepts a
+connection), http=URL (a 2xx answer) or timer=1s (it is still alive).`,
+		Example: `  holdfast run -l web=tcp://:8080 --ready port -- ./server
+  holdfast run -l tcp://:8080 -- haproxy -f haproxy.cfg     # bind fd@3
+  holdfast restart --wait --name server`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return usage(errors.New("run: want a command"), "holdfast run -l web=tcp://:8080 -- ./server")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return p.runService(cmd.Context(), args, o) },
+	}
+	cmd.Flags().SetInterspersed(false) // what follows the command is the command's
+	o.service.add(cmd.Flags(), "")
+	cmd.Flags().StringArrayVarP(&o.listen, "listen", "l", nil, "an address to bind, NAME=ADDR or ADDR; again for more")
+	cmd.Flags().StringVar(&o.ready, "ready", "timer=1s", "notify, port, http=URL or timer=DURATION")
+	cmd.Flags().StringVar(&o.stop, "stop-signal", "TERM", "what asks the command to finish: TERM, INT, QUIT, USR1, USR2 or WINCH")
+	return cmd
+}
+
+func (p *program) runService(ctx context.Context, args []string, o runOptions) error {
+	stop, ok := stopSignals[strings.TrimPrefix(strings.ToUpper(o.stop), "SIG")]
+	if !ok {
+		return usage(fmt.Errorf("--stop-signal %q: not one of TERM, INT, QUIT, USR1, USR2 and WINCH", o.stop), "")
+	}
+	cfg := o.service.config(p)
+	if cfg.Name == "" {
+		cfg.Name = baseName(args[0])
+	}
+	cfg.Command = restart.Command{Args: args, Ready: o.ready, Stop: stop}
+	var binds []restart.Binding
+	for _, l := range o.listen {
+		if strings.Contains(l, "udp://") || strings.Contains(l, "type=dgram") {
+			binds = append(binds, restart.BindPacket(nil, l))
+		} else {
+			binds = append(binds, restart.Bind(nil, l))
+		}
+	}
+	return restart.Run(context.WithoutCancel(ctx), cfg, binds...) // which has its own signals
+}
+
+func baseName(path string) string { return path[strings.LastIndexAny(path, `/\`)+1:] }
+
+type controlOptions struct {
+	name, admin string
+	timeout     time.Duration
+	wait, json  bool
+}
+
+// controlCommand is a verb that talks to a running service.
+func (p *program) controlCommand(verb, short, long string, do func(context.Context, controlOptions) error) *cobra.Command {
+	var o controlOptions
+	cmd := &cobra.Command{
+		Use: verb + " [NAME]", Short: short, Long: long,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return usage(fmt.Errorf("%s: want at most one name", verb), "")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				o.name = args[0]
+			}
+			if o.admin == "" && o.name == "" {
+				return usage(fmt.Errorf("%s: which service? Give its NAME or --admin SOCKET", verb), "")
+			}
+			if o.admin == "" {
+				o.admin = restart.AdminPath(o.name)
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
+			defer cancel()
+			return do(ctx, o)
+		},
+	}
+	cmd.Flags().StringVar(&o.name, "name", "", "name of the service")
+	cmd.Flags().StringVar(&o.admin, "admin", "", "path of its control socket")
+	cmd.Flags().DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait")
+	cmd.Flags().BoolVarP(&o.json, "json", "j", false, "print one JSON object")
+	if verb == "restart" {
+		cmd.Flags().BoolVar(&o.wait, "wait", false, "wait until it is committed or rolled back")
+	}
+	return cmd
+}
+
+func (p *program) controlCommands() []*cobra.Command {
+	return []*cobra.Command{
+		p.controlCommand("restart", "Replace a running service by its successor",
+			`Asks a service for a restart. With --wait it exits 0 when that is committed, 1 with
+the cause when it was rolled back, 124 when it took longer than --timeout.`, p.restartService),
+		p.controlCommand("status", "Show what a service does", "", p.serviceStatus),
+		p.controlCommand("drain", "End a service when its connections have ended",
+			"Stops accepting, lets connections end within the service's --drain, and waits until it is gone.",
+			func(ctx context.Context, o controlOptions) error { return restart.Drain(ctx, o.admin) }),
+		p.controlCommand("stop", "End a service now",
+			"Closes what is open, with a notice where the protocol has one, and waits until it is gone.",
+			func(ctx context.Context, o controlOptions) error { return restart.Stop(ctx, o.admin) }),
+	}
+}
+
+func (p *program) restartService(ctx context.Context, o controlOptions) error {
+	if !o.wait {
+		// The order is taken when it has been sent; how it goes is in the log.
+		status, err := restart.Ask(ctx, o.admin)
+		if err != nil {
+			return err
+		}
+		process, err := os.FindProcess(status.PID)
+		if err != nil {
+			return err
+		}
+		return process.Signal(restartSignal)
+	}
+	r, err := restart.Restart(ctx, o.admin)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		if err := p.printJSON(r); err != nil {
+			return err
+		}
+	} else if r.OK {
+		fmt.Fprintf(p.out, "generation %d serves (pid %d)\n", r.Generation, r.PID)
+	}
+	if !r.OK {
+		return &failure{exitFailed, errors.New("rolled back: " + strings.TrimPrefix(r.Err, "restart: ")), ""}
+	}
+	return nil
+}
+
+func (p *program) serviceStatus(ctx context.Context, o controlOptions) error {
+	s, err := restart.Ask(ctx, o.admin)
+	if err != nil {
+		return err
+	}
+	if o.json {
+		return p.printJSON(s)
+	}
+	fmt.Fprintf(p.out, "%s  pid %d  up %s  restarts %d  rolled back %d  crashed %d\n", s.Name, s.PID,
+		time.Since(s.Started).Round(time.Second), s.Restarts, s.RolledBack, s.Crashed)
+	for _, g := range s.Generations {
+		fmt.Fprintf(p.out, "  generation %d  %s  pid %d  for %s\n", g.Generation, g.Phase, g.PID, seconds(g.Age))
+	}
+	for _, address := range s.Sockets {
+		fmt.Fprintf(p.out, "  listens on %s\n", address)
+	}
+	if s.LastError != "" {
+		fmt.Fprintf(p.out, "  last error: %s\n", s.LastError)
+	}
+	if len(s.Totals) > 0 {
+		totals, err := json.Marshal(s.Totals)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(p.out, "  totals %s\n", totals)
+	}
+	return nil
+}
+
+func seconds(s float64) time.Duration {
+	return time.Duration(s * float64(time.Second)).Round(time.Second)
+}
