@@ -199,11 +199,18 @@ func serving(c *tls.Certificate) *tls.Config {
 // with the name of the client's certificate.
 func visit(t testing.TB, server, client *tls.Config) (cs tls.ConnectionState, greeting string, err error) {
 	t.Helper()
+	var refused error
+	return visitAnd(t, server, client, &refused)
+}
+
+// visitAnd also tells why the server refused, if it did.
+func visitAnd(t testing.TB, server, client *tls.Config, refused *error) (cs tls.ConnectionState, greeting string, err error) {
+	t.Helper()
 	ours, theirs := net.Pipe()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		greet(tls.Server(newPatient(theirs), server))
+		*refused = greet(tls.Server(newPatient(theirs), server))
 	}()
 	defer func() { ours.Close(); <-done }()
 	ours.SetDeadline(time.Now().Add(time.Minute))
@@ -245,23 +252,33 @@ func (p *patient) Write(b []byte) (int, error) {
 // crypto/tls forbids writing once it has written the last, which is still waiting here.
 func (p *patient) SetWriteDeadline(time.Time) error { return nil }
 
+// Close is a server's that has read enough: a client that still writes would not come to
+// read why.
 func (p *patient) Close() error {
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		io.Copy(io.Discard, p.Conn)
+	}()
 	close(p.out)
 	<-p.done
-	return p.Conn.Close()
+	err := p.Conn.Close()
+	<-drained
+	return err
 }
 
-func greet(conn *tls.Conn) {
+func greet(conn *tls.Conn) error {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(time.Minute))
-	if conn.Handshake() != nil {
-		return // the client's error is what counts
+	if err := conn.Handshake(); err != nil {
+		return err
 	}
 	name := "nobody"
 	if peers := conn.ConnectionState().PeerCertificates; len(peers) > 0 {
 		name = peers[0].Subject.CommonName
 	}
 	io.WriteString(conn, name)
+	return nil
 }
 
 // mustVisit is a visit to db.test that goes well.

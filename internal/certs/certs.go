@@ -13,6 +13,17 @@
 // crypto/tls documents, and it runs on resumed sessions too, which
 // VerifyPeerCertificate does not. Use [For] to give such a configuration the server's
 // name.
+//
+// A server's half is [ServerFiles]:
+//
+//	srv, err := certs.ServerFiles{Cert: "tls.crt", Key: "tls.key", ClientCA: "clients.pem"}.Server("public")
+//	conn := tls.Server(accepted, srv.Config())
+//
+// It asks a client's certificate for everything again when a session is resumed, and
+// a ticket is good for nothing but the listener and the policy that it was given under.
+//
+// Every path may be the text of the PEM file instead. Messages name a path and never
+// quote a text.
 package certs
 
 import (
@@ -23,8 +34,8 @@ import (
 	"sync"
 )
 
-// Files names the material of a client. All are PEM; a single revocation list may
-// be DER.
+// Files names the material of a client. All are PEM; a single revocation list in a file
+// may be DER.
 type Files struct {
 	CA         string   // authorities; "" means the system's
 	Cert, Key  string   // client certificate, both or none

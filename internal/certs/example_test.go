@@ -2,6 +2,7 @@ package certs_test
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -56,4 +57,56 @@ func ExampleFiles_Client() {
 	// one pin: one pin is a trap: give a spare one too
 	// a pin and a spare one: <nil>
 	// other pins: true
+}
+
+func ExampleServerFiles_Server() {
+	// A pair as an environment variable may hold it; it would be a path as well.
+	spare := httptest.NewTLSServer(http.NotFoundHandler())
+	spare.Close()
+	pair := spare.TLS.Certificates[0]
+	der, _ := x509.MarshalPKCS8PrivateKey(pair.PrivateKey)
+	cert := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]}))
+	key := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+
+	_, err := certs.ServerFiles{Cert: cert}.Server("public")
+	fmt.Println(err)
+	srv, err := certs.ServerFiles{Cert: cert, Key: key}.Server("public")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	master := certs.RotateTickets(nil) // shared by all that resume each other's sessions
+	srv.SetTickets(master)
+
+	ln, err := tls.Listen("tcp", "127.0.0.1:0", srv.Config())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer ln.Close()
+	go func() {
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		io.WriteString(conn, "hello")
+		conn.Close()
+	}()
+	conn, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{ServerName: "example.com", RootCAs: rootsOf(cert)})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer conn.Close()
+	text, err := io.ReadAll(conn)
+	fmt.Println(string(text), err)
+	// Output:
+	// (PEM text): a certificate needs its key, and a key its certificate
+	// hello <nil>
+}
+
+func rootsOf(text string) *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM([]byte(text))
+	return pool
 }

@@ -34,7 +34,12 @@ func (r *reloaded[T]) first() (err error) {
 // get returns the value of the files as they are, or were when they were last
 // good. Bad ones are read again at each look, though reported once: it may have been
 // the reading that failed, for want of a file descriptor, and not the files.
-func (r *reloaded[T]) get() T {
+//
+// Where there are no files, r is nil, and so is the value.
+func (r *reloaded[T]) get() (none T) {
+	if r == nil {
+		return none
+	}
 	r.mu.Lock()
 	value, good := r.value, r.good
 	due := time.Since(r.looked) >= lookAgain
@@ -62,6 +67,24 @@ func (r *reloaded[T]) get() T {
 	return fresh
 }
 
+// again reads the files now, whether they have changed or not, and is told of an error
+// instead of onError.
+func (r *reloaded[T]) again() error {
+	if r == nil {
+		return nil
+	}
+	now := stampsOf(r.paths)
+	fresh, err := r.read(r.paths)
+	if err != nil {
+		r.isNews(now) // no longer
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.value, r.good, r.looked = fresh, now, time.Now()
+	return nil
+}
+
 // isNews reports whether these bad files were not reported yet.
 func (r *reloaded[T]) isNews(now []fs.FileInfo) bool {
 	r.mu.Lock()
@@ -71,14 +94,17 @@ func (r *reloaded[T]) isNews(now []fs.FileInfo) bool {
 	return news
 }
 
-// stampsOf describes the files; a missing one is nil.
-func stampsOf(paths []string) (stamps []fs.FileInfo) {
-	for _, p := range paths {
-		info, err := os.Stat(p)
-		if err != nil {
-			info = nil
+// stampsOf describes the files; a missing one is nil, and so is a text, which cannot
+// change.
+func stampsOf(paths []string) []fs.FileInfo {
+	stamps := make([]fs.FileInfo, len(paths))
+	for i, p := range paths {
+		if isText(p) {
+			continue
 		}
-		stamps = append(stamps, info)
+		if info, err := os.Stat(p); err == nil {
+			stamps[i] = info
+		}
 	}
 	return stamps
 }

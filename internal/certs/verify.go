@@ -64,7 +64,7 @@ func parsePins(texts []string) (pins []pin, err error) {
 	return pins, nil
 }
 
-// verifier is the verification of one client configuration.
+// verifier is the verification of one configuration.
 type verifier struct {
 	roots *reloaded[*x509.CertPool]         // nil: crypto/tls has verified the chain
 	lists *reloaded[[]*x509.RevocationList] // nil: none
@@ -186,6 +186,15 @@ type shortError struct{ error }
 
 func (e shortError) Error() string { return clip(e.error.Error()) }
 func (e shortError) Unwrap() error { return e.error }
+
+// Short is err with such a text, nil for nil. A server's handshake errors need it:
+// crypto/tls makes them, and a client chooses the certificates that they quote.
+func Short(err error) error {
+	if err == nil {
+		return nil
+	}
+	return shortError{err}
+}
 
 // clip makes a text from a certificate fit for a terminal and a log: short, and
 // without what moves the cursor or turns the writing round.
