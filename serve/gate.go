@@ -1,0 +1,353 @@
+package serve
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Limits are who may connect, and how many. 0 is the default, negative is none.
+type Limits struct {
+	MaxConns int // open at once: as many files as may be open, less 200
+
+	// MaxPerIP is how many one client may have open; a v6 client is its /64. None by
+	// default: many clients may be behind one address.
+	MaxPerIP int
+
+	Rate      float64 // accepted per second, in bursts of a second's worth: no limit
+	RatePerIP float64 // and from one client: no limit
+
+	// Over is what happens to those beyond MaxConns and Rate. Beyond the limits per
+	// client, they are always closed.
+	Over       Over
+	RejectWith []byte // sent in plaintext before a connection beyond MaxConns or MaxPerIP is closed
+
+	Allow, Deny []netip.Prefix // of the client; Deny wins, and an empty Allow is everybody
+	AllowUIDs   []int          // who may connect to Unix sockets; empty is everybody that the file's mode lets
+
+	MaxHandshakes int // TLS handshakes under way at once: 256; the others wait, within their time
+}
+
+// Over is a policy.
+type Over int
+
+const (
+	Reject Over = iota // accept and close
+	Wait               // accept nobody until there is room; they wait in the socket's queue
+)
+
+// Why a connection was refused.
+var (
+	ErrTooMany = errors.New("serve: too many connections")
+	ErrTooFast = errors.New("serve: too many connections a second")
+	ErrDenied  = errors.New("serve: not allowed from there")
+)
+
+var (
+	errTooManyPerIP = fmt.Errorf("%w from one address", ErrTooMany)
+	errTooFastPerIP = fmt.Errorf("%w from one address", ErrTooFast)
+)
+
+// spareFiles are left for everything that is not a connection.
+const spareFiles = 200
+
+func (l Limits) withDefaults() Limits {
+	if l.MaxConns == 0 {
+		l.MaxConns = max(maxFiles()-spareFiles, 1)
+	}
+	if l.MaxHandshakes == 0 {
+		l.MaxHandshakes = 256
+	}
+	if l.MaxHandshakes < 0 {
+		l.MaxHandshakes = 1 << 20
+	}
+	return l
+}
+
+// Gate is the admission of a server, for those that accept by themselves: each
+// connection enters, is checked under the client's address, and leaves.
+//
+//	var pass serve.Pass
+//	if err := gate.Enter(&pass); err != nil { … close … }
+//	defer pass.Leave()
+//	if err := pass.Admit(client); err != nil { … close … }
+//
+// Nothing allocates once a client is known. The zero value has the default limits;
+// Limits must not change after first use. All methods may be called concurrently.
+type Gate struct {
+	Limits Limits
+
+	once sync.Once
+	set  Limits
+
+	refused [reasons]atomic.Uint64
+
+	mu      sync.Mutex
+	open    int
+	room    chan struct{} // closed when a place is free; nil when nobody waits
+	rate    bucket
+	clients map[netip.Addr]*client
+	swept   time.Time
+}
+
+// client is what is known of one address.
+type client struct {
+	open int
+	rate bucket
+}
+
+type reason int
+
+const (
+	reasonConns reason = iota
+	reasonPerIP
+	reasonRate
+	reasonRatePerIP
+	reasonNetwork
+	reasonUID
+	reasons
+)
+
+// Pass is one connection's place. The zero value has none.
+type Pass struct {
+	gate   *Gate
+	client netip.Addr // under which it counts, once it was admitted
+}
+
+func (g *Gate) limits() *Limits {
+	g.once.Do(func() {
+		g.set = g.Limits.withDefaults()
+		g.clients = map[netip.Addr]*client{}
+	})
+	return &g.set
+}
+
+// Enter takes a place for a connection that was just accepted, whoever is at the
+// other end: that may have to be read first, and may take its time.
+func (g *Gate) Enter(p *Pass) error {
+	l := g.limits()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case l.MaxConns > 0 && g.open >= l.MaxConns:
+		return g.refuse(reasonConns, ErrTooMany)
+	case !g.rate.take(l.Rate, time.Now()):
+		return g.refuse(reasonRate, ErrTooFast)
+	}
+	g.open++
+	p.gate = g
+	return nil
+}
+
+// enterAnyway takes a place for a connection that has been let in already, by the
+// predecessor.
+func (g *Gate) enterAnyway(p *Pass, client netip.Addr) {
+	g.limits()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open++
+	p.gate = g
+	p.client = keyOf(client)
+	if p.client.IsValid() {
+		g.clientLocked(p.client).open++
+	}
+}
+
+// Admit checks the client, whose address is the peer's or what a trusted proxy said,
+// and counts the connection as its own. It is called once.
+func (p *Pass) Admit(addr netip.Addr) error {
+	g := p.gate
+	l := g.limits()
+	if !addr.IsValid() {
+		return nil
+	}
+	addr = addr.Unmap().WithZone("")
+	if !l.admits(addr) {
+		return g.refuse(reasonNetwork, ErrDenied)
+	}
+	if l.MaxPerIP <= 0 && l.RatePerIP <= 0 {
+		return nil
+	}
+	key := keyOf(addr)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	c := g.clientLocked(key)
+	switch {
+	case l.MaxPerIP > 0 && c.open >= l.MaxPerIP:
+		return g.refuse(reasonPerIP, errTooManyPerIP)
+	case !c.rate.take(l.RatePerIP, time.Now()):
+		return g.refuse(reasonRatePerIP, errTooFastPerIP)
+	}
+	c.open++
+	p.client = key
+	return nil
+}
+
+// admit checks a connection of a Server.
+func (p *Pass) admit(c *Conn) error {
+	if uids := p.gate.limits().AllowUIDs; len(uids) > 0 {
+		if uid, ok := peerUID(c.raw); ok && !slices.Contains(uids, uid) {
+			return p.gate.refuse(reasonUID, ErrDenied)
+		}
+	}
+	return p.Admit(addrOf(c.RemoteAddr()))
+}
+
+// Leave gives the place back. A second time it does nothing.
+func (p *Pass) Leave() {
+	g := p.gate
+	if g == nil {
+		return
+	}
+	p.gate = nil
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open--
+	if c := g.clients[p.client]; c != nil && p.client.IsValid() {
+		c.open--
+	}
+	if g.room != nil {
+		close(g.room)
+		g.room = nil
+	}
+}
+
+// wait returns when a connection may be accepted, or done is closed.
+func (g *Gate) wait(done <-chan struct{}) {
+	l := g.limits()
+	if l.Over != Wait {
+		return
+	}
+	for {
+		room, pause := g.full()
+		var timer <-chan time.Time
+		switch {
+		case pause > 0:
+			timer = time.After(pause)
+		case room == nil:
+			return
+		}
+		select {
+		case <-room:
+		case <-timer:
+		case <-done:
+			return
+		}
+	}
+}
+
+// full returns what to wait for: a place, or time.
+func (g *Gate) full() (room <-chan struct{}, pause time.Duration) {
+	l := g.limits()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if l.MaxConns > 0 && g.open >= l.MaxConns {
+		if g.room == nil {
+			g.room = make(chan struct{})
+		}
+		return g.room, 0
+	}
+	return nil, g.rate.until(l.Rate, time.Now())
+}
+
+func (g *Gate) refuse(why reason, err error) error {
+	g.refused[why].Add(1)
+	return err
+}
+
+// maxClients bounds how many addresses are remembered. Beyond it those are forgotten
+// first that have nothing open: their rate begins anew.
+const maxClients = 1 << 16
+
+func (g *Gate) clientLocked(key netip.Addr) *client {
+	if c := g.clients[key]; c != nil {
+		return c
+	}
+	now := time.Now()
+	if len(g.clients) >= maxClients || now.Sub(g.swept) > time.Minute {
+		g.swept = now
+		for addr, c := range g.clients {
+			if c.open == 0 && (len(g.clients) >= maxClients || now.Sub(c.rate.at) > time.Minute) {
+				delete(g.clients, addr)
+			}
+		}
+	}
+	c := &client{}
+	g.clients[key] = c
+	return c
+}
+
+func (l *Limits) admits(addr netip.Addr) bool {
+	in := func(p netip.Prefix) bool { return p.Contains(addr) }
+	return !slices.ContainsFunc(l.Deny, in) && (len(l.Allow) == 0 || slices.ContainsFunc(l.Allow, in))
+}
+
+// keyOf is the address that a client is known by: a v6 client owns its /64.
+func keyOf(addr netip.Addr) netip.Addr {
+	addr = addr.Unmap().WithZone("")
+	if addr.Is6() {
+		if p, err := addr.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return addr
+}
+
+// bucket is a token bucket of one second's worth.
+type bucket struct {
+	at     time.Time // of the last take; zero when full
+	tokens float64
+}
+
+func (b *bucket) fill(rate float64, now time.Time) {
+	burst := max(rate, 1)
+	if b.at.IsZero() {
+		b.tokens = burst
+	} else {
+		b.tokens = min(b.tokens+now.Sub(b.at).Seconds()*rate, burst)
+	}
+	b.at = now
+}
+
+func (b *bucket) take(rate float64, now time.Time) bool {
+	if rate <= 0 {
+		return true
+	}
+	b.fill(rate, now)
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// until is how long it takes until there is a token.
+func (b *bucket) until(rate float64, now time.Time) time.Duration {
+	if rate <= 0 {
+		return 0
+	}
+	if b.fill(rate, now); b.tokens >= 1 {
+		return 0
+	}
+	return time.Duration((1 - b.tokens) / rate * float64(time.Second))
+}
+
+// addrOf is the IP of an address, the zero Addr if it has none.
+func addrOf(a net.Addr) netip.Addr {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return a.AddrPort().Addr().Unmap()
+	case nil:
+		return netip.Addr{}
+	}
+	ap, err := netip.ParseAddrPort(a.String())
+	if err != nil {
+		return netip.Addr{}
+	}
+	return ap.Addr().Unmap()
+}

@@ -1,0 +1,430 @@
+package serve
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// ErrServerClosed is what Serve returns after Shutdown or Close. It matches
+// [net.ErrClosed].
+var ErrServerClosed = fmt.Errorf("serve: server closed: %w", net.ErrClosed)
+
+// A Handler speaks the protocol on one connection. ctx ends with the connection, and
+// when the server is cut. When ServeConn returns, the connection is closed; an error
+// says why, and is logged unless it is the peer's end.
+type Handler interface {
+	ServeConn(ctx context.Context, c *Conn) error
+}
+
+// HandlerFunc is a function as a Handler.
+type HandlerFunc func(ctx context.Context, c *Conn) error
+
+// ServeConn calls f.
+func (f HandlerFunc) ServeConn(ctx context.Context, c *Conn) error { return f(ctx, c) }
+
+// Server serves connections. Its zero value with a Handler is useful; fields must not
+// change after first use. Methods may be called concurrently. Shutdown or Close ends
+// it, for good.
+type Server struct {
+	Handler  Handler
+	Limits   Limits
+	Timeouts Timeouts
+	TLS      TLS   // the zero value is plaintext
+	Proxy    Proxy // whose word about the client's address is taken
+	Socket   Socket
+	Drain    Drain
+
+	// Workers is how many goroutines accept and serve, one connection at a time
+	// each; who comes when all are busy waits in the socket's queue. 0 is a
+	// goroutine for each connection.
+	Workers int
+
+	// Resume rebuilds a connection of the predecessor, before it is served: state is
+	// what its Session gave by MarshalBinary, or what was passed to Detach. An error
+	// leaves the connection with the predecessor. nil keeps the state for
+	// Conn.Resumed only.
+	Resume func(c *Conn, state []byte) error
+
+	Log     *slog.Logger // nil discards
+	Observe func(Event)  // nil is nobody; called from many goroutines, never under a lock
+
+	once     sync.Once
+	gate     *Gate
+	log      *slog.Logger
+	limits   timeouts
+	base     context.Context
+	cancel   context.CancelCauseFunc
+	draining chan struct{} // closed when Draining begins
+	closed   chan struct{} // closed when no more is accepted
+	shakes   chan struct{} // a place for each handshake under way
+	serving  sync.WaitGroup
+	counts   counters
+	ids      atomic.Uint64
+	passing  atomic.Pointer[passage] // while HandOver runs
+
+	mu        sync.Mutex
+	conns     map[*Conn]struct{}
+	listeners map[*listening]struct{}
+	accepting int // loops that may come up with one more connection
+	keys      [][32]byte
+	isDrained bool
+	isClosed  bool          // no connection is served any more
+	quiet     chan struct{} // closed when no accept loop runs, and none will
+	empty     chan struct{} // closed when drained and no connection is left
+}
+
+// Timeouts are absolute: they end at a moment, however many bytes trickle in until
+// then. 0 is the default, negative is none.
+type Timeouts struct {
+	Handshake time.Duration // TLS: 10 s
+	Header    time.Duration // the PROXY header: 5 s
+	Idle      time.Duration // between two messages, or reads of a raw handler: 1 h
+	Read      time.Duration // of one message, from its first byte: 30 s
+	Write     time.Duration // without the peer taking a byte: 30 s
+	Lifetime  time.Duration // of a connection, ended between two messages: none
+}
+
+type timeouts = Timeouts
+
+func (t Timeouts) withDefaults() Timeouts {
+	set := func(d *time.Duration, value time.Duration) {
+		switch {
+		case *d == 0:
+			*d = value
+		case *d < 0:
+			*d = 0
+		}
+	}
+	set(&t.Handshake, 10*time.Second)
+	set(&t.Header, 5*time.Second)
+	set(&t.Idle, time.Hour)
+	set(&t.Read, 30*time.Second)
+	set(&t.Write, 30*time.Second)
+	set(&t.Lifetime, 0)
+	return t
+}
+
+// Drain is how connections end when the server does.
+type Drain struct {
+	// Goodbye tells the client, in its protocol, that the connection will end: a
+	// GOAWAY. For Frames it runs between two messages; for raw handlers beside them.
+	Goodbye func(ctx context.Context, c *Conn) error
+
+	// Wait is how long a connection is served after its goodbye, for the client to
+	// leave by itself: 0 is 5 s, negative is not at all. Without Goodbye nobody could
+	// know, and there is no wait.
+	Wait time.Duration
+
+	// Linger is how long the peer may take to read the last bytes: 0 is 1 s,
+	// negative is not at all.
+	Linger time.Duration
+}
+
+func (s *Server) begin() {
+	s.once.Do(func() {
+		if s.Handler == nil {
+			panic("serve: a Server without a Handler")
+		}
+		s.log = s.Log
+		if s.log == nil {
+			s.log = slog.New(slog.DiscardHandler)
+		}
+		s.gate = &Gate{Limits: s.Limits}
+		s.limits = s.Timeouts.withDefaults()
+		s.base, s.cancel = context.WithCancelCause(context.Background())
+		s.draining, s.closed = make(chan struct{}), make(chan struct{})
+		s.quiet, s.empty = make(chan struct{}), make(chan struct{})
+		s.shakes = make(chan struct{}, s.gate.limits().MaxHandshakes)
+		s.conns, s.listeners = map[*Conn]struct{}{}, map[*listening]struct{}{}
+	})
+}
+
+// ServeConn serves a connection that was accepted elsewhere, as if Serve had: it is
+// admitted, and closed at the end. It returns why it ended.
+func (s *Server) ServeConn(conn net.Conn) error {
+	s.begin()
+	ln, err := s.newListening(nil)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	c, err := s.admit(ln, conn)
+	if err != nil {
+		return err
+	}
+	return s.serveConn(c)
+}
+
+func (s *Server) newConn(ln *listening, raw net.Conn) *Conn {
+	c := &Conn{srv: s, ln: ln, raw: raw, nc: raw, id: s.ids.Add(1)}
+	c.ctx, c.cancel = context.WithCancel(s.base)
+	return c
+}
+
+// admit counts a connection and enters it in the books. What is refused is closed.
+func (s *Server) admit(ln *listening, raw net.Conn) (*Conn, error) {
+	s.counts.accepted.Add(1)
+	c := s.newConn(ln, raw)
+	if err := s.gate.Enter(&c.pass); err != nil {
+		c.cancel()
+		s.refuse(raw, err)
+		return nil, err
+	}
+	if !s.enlist(c) {
+		c.cancel()
+		c.pass.Leave()
+		raw.Close()
+		return nil, ErrServerClosed
+	}
+	return c, nil
+}
+
+// enlist enters a connection; it fails when the server is closed.
+func (s *Server) enlist(c *Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isClosed {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	s.serving.Add(1)
+	return true
+}
+
+func (s *Server) delist(c *Conn) {
+	if p := s.passing.Load(); p != nil {
+		p.left(c)
+	}
+	s.mu.Lock()
+	delete(s.conns, c)
+	s.checkEmptyLocked()
+	s.mu.Unlock()
+	c.cancel()
+	c.pass.Leave()
+	s.serving.Done()
+}
+
+func (s *Server) checkEmptyLocked() {
+	if s.isDrained && len(s.conns) == 0 {
+		s.isClosed = true
+		closeOnce(s.empty)
+	}
+}
+
+// closeOnce closes a channel that only the holder of a lock closes.
+func closeOnce(c chan struct{}) {
+	select {
+	case <-c:
+	default:
+		close(c)
+	}
+}
+
+// serveConn is the life of a connection.
+func (s *Server) serveConn(c *Conn) (err error) {
+	defer s.delist(c)
+	ctx := c.ctx
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("serve: panic: %v", p)
+			s.panicked(c, p)
+		}
+		c.finish(err)
+	}()
+	if err := s.prepare(ctx, c); err != nil {
+		return err
+	}
+	if s.limits.Lifetime > 0 {
+		defer time.AfterFunc(s.limits.Lifetime, c.expire).Stop()
+	}
+	c.stage.CompareAndSwap(preparing, handled)
+	if _, ours := s.Handler.(*frames); !ours && c.leaving() {
+		c.goodbye() // it came before there was anybody to tell
+	}
+	err = s.Handler.ServeConn(ctx, c)
+	if err != nil && !c.moved && !expected(err) {
+		s.log.Debug("serve: connection ended", "id", c.id, "remote", c.RemoteAddr(), "err", clip(err.Error()))
+	}
+	return err
+}
+
+// prepare does what comes before the handler.
+func (s *Server) prepare(ctx context.Context, c *Conn) error {
+	if c.taken {
+		return nil // the predecessor did
+	}
+	if err := s.Socket.apply(c.raw); err != nil {
+		return err
+	}
+	if err := s.readHeader(c); err != nil {
+		s.counts.badHeaders.Add(1)
+		s.event(Event{Kind: HeaderFailed, Remote: c.raw.RemoteAddr(), Err: err})
+		return err
+	}
+	if err := c.pass.admit(c); err != nil {
+		s.refuse(c.raw, err)
+		return err
+	}
+	if c.ln.tls == nil {
+		return nil
+	}
+	if err := s.shake(ctx, c); err != nil {
+		s.counts.handshakeFailures.Add(1)
+		s.event(Event{Kind: HandshakeFailed, Remote: c.RemoteAddr(), Err: err})
+		return err
+	}
+	return nil
+}
+
+func (s *Server) panicked(c *Conn, p any) {
+	stack := debug.Stack()
+	s.counts.panics.Add(1)
+	s.log.Error("serve: panic in a handler", "id", c.id, "remote", c.RemoteAddr(), "panic", clip(fmt.Sprint(p)), "stack", string(stack))
+	s.event(Event{Kind: Panicked, Remote: c.RemoteAddr(), Err: fmt.Errorf("serve: panic: %v", p), Stack: stack})
+}
+
+func (s *Server) refuse(raw net.Conn, err error) {
+	if last := s.gate.limits().RejectWith; len(last) > 0 && errors.Is(err, ErrTooMany) && s.TLS.off() {
+		raw.SetWriteDeadline(time.Now().Add(time.Second)) // a fresh socket's buffer takes it at once
+		raw.Write(last)
+	}
+	raw.Close()
+	s.event(Event{Kind: Refused, Remote: raw.RemoteAddr(), Err: err})
+}
+
+// Shutdown stops accepting and lets connections end: see the package's Draining.
+// It returns when all have, or ctx ends; then it cuts what is left and says how many
+// those were. Nothing runs any more when it returns.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.begin()
+	s.stopAccepting()
+	select {
+	case <-s.quiet:
+	case <-ctx.Done():
+	}
+	s.drainAll()
+	select {
+	case <-s.empty:
+		s.cancel(ErrServerClosed)
+		s.serving.Wait()
+		return nil
+	case <-ctx.Done():
+	}
+	n := s.cutAll()
+	s.serving.Wait()
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("serve: %d connections were cut: %w", n, context.Cause(ctx))
+}
+
+// Close ends the server at once. It returns when nothing runs any more; a handler
+// that does not heed its context or its connection is waited for.
+func (s *Server) Close() error {
+	s.begin()
+	s.stopAccepting()
+	<-s.quiet
+	s.cutAll()
+	s.serving.Wait()
+	return nil
+}
+
+func (s *Server) stopAccepting() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	closeOnce(s.closed)
+	for ln := range s.listeners {
+		ln.Close()
+	}
+	if s.accepting == 0 {
+		closeOnce(s.quiet)
+	}
+}
+
+// mayAccept is called before each accept; after it comes accepted.
+func (s *Server) mayAccept() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if isClosed(s.closed) {
+		return false
+	}
+	s.accepting++
+	return true
+}
+
+func (s *Server) accepted() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.accepting--
+	if s.accepting == 0 && isClosed(s.closed) {
+		closeOnce(s.quiet)
+	}
+}
+
+// drainAll tells every connection, those that come from an accept under way included.
+func (s *Server) drainAll() {
+	s.mu.Lock()
+	s.isDrained = true
+	closeOnce(s.draining)
+	s.checkEmptyLocked()
+	all := make([]*Conn, 0, len(s.conns))
+	for c := range s.conns {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		c.goodbye()
+	}
+}
+
+func (s *Server) cutAll() (n int) {
+	s.mu.Lock()
+	s.isClosed = true
+	all := make([]*Conn, 0, len(s.conns))
+	for c := range s.conns {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	s.cancel(ErrServerClosed)
+	for _, c := range all {
+		c.raw.Close()
+	}
+	s.counts.cut.Add(uint64(len(all)))
+	return len(all)
+}
+
+// TicketKeys sets the master of the TLS session ticket keys, newest first: servers
+// with the same keys and the same policy for clients resume each other's sessions.
+func (s *Server) TicketKeys(keys [][32]byte) {
+	s.begin()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = keys
+	for ln := range s.listeners {
+		if ln.tls != nil {
+			ln.tls.SetTickets(keys)
+		}
+	}
+}
+
+// expected reports whether an error is the peer's end, or ours.
+func expected(err error) bool {
+	return errors.Is(err, errEnd) || errors.Is(err, errPeerEnd) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || errors.Is(err, context.Canceled)
+}
+
+func tlsState(nc net.Conn) (tls.ConnectionState, bool) {
+	tc, ok := nc.(*tls.Conn)
+	if !ok {
+		return tls.ConnectionState{}, false
+	}
+	return tc.ConnectionState(), true
+}
