@@ -45,7 +45,7 @@ func TestDemoHidesEveryFault(t *testing.T) {
 
 // The demo can tell: a server that mixes up two replies makes it fail.
 func TestDemoFailsOnAWrongReply(t *testing.T) {
-	addr := serve(t, nil, func(conn net.Conn) {
+	addr := serveAt(t, nil, func(conn net.Conn) {
 		for {
 			message, err := readMessage(conn)
 			if string(message) == "mine" {

@@ -58,7 +58,7 @@ func (n *netcat) wantExit(t *testing.T, want int) {
 func TestDialSendsOnAfterThePeersEnd(t *testing.T) {
 	t.Parallel()
 	received := make(chan string, 1)
-	addr := serve(t, nil, func(conn net.Conn) {
+	addr := serveAt(t, nil, func(conn net.Conn) {
 		io.WriteString(conn, "bye\n")
 		conn.(*net.TCPConn).CloseWrite()
 		all, _ := io.ReadAll(conn)
@@ -77,7 +77,7 @@ func TestDialSendsOnAfterThePeersEnd(t *testing.T) {
 func TestDialEndsBySignal(t *testing.T) {
 	t.Parallel()
 	for _, mode := range [][]string{nil, {"--line"}} {
-		addr := serve(t, nil, eachLine(func(line string) string { return line }))
+		addr := serveAt(t, nil, eachLine(func(line string) string { return line }))
 		n := startDial(t, append(mode, addr)...)
 		io.WriteString(n.in, "hello\n")
 		n.wantLine(t, "hello\n")
@@ -88,7 +88,7 @@ func TestDialEndsBySignal(t *testing.T) {
 
 func TestDialReportsAReset(t *testing.T) {
 	t.Parallel()
-	addr := serve(t, nil, func(conn net.Conn) {
+	addr := serveAt(t, nil, func(conn net.Conn) {
 		bufio.NewReader(conn).ReadString('\n')
 		conn.(*net.TCPConn).SetLinger(0)
 	})
@@ -101,14 +101,14 @@ func TestDialReportsAReset(t *testing.T) {
 func TestDialLinesFailOver(t *testing.T) {
 	t.Parallel()
 	hangUp := make(chan struct{})
-	first := serve(t, nil, func(conn net.Conn) {
+	first := serveAt(t, nil, func(conn net.Conn) {
 		r := bufio.NewReader(conn)
 		if line, err := r.ReadString('\n'); err == nil {
 			io.WriteString(conn, "first "+line)
 			<-hangUp
 		}
 	})
-	second := serve(t, nil, eachLine(func(line string) string { return "second " + line }))
+	second := serveAt(t, nil, eachLine(func(line string) string { return "second " + line }))
 	n := startDial(t, "--line", "--idempotent", first+","+second)
 	io.WriteString(n.in, "1\n")
 	n.wantLine(t, "first 1\n")

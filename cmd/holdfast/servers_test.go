@@ -26,22 +26,22 @@ import (
 func startServers(t *testing.T) []string {
 	ca, identity := selfSigned(t)
 	release := make(chan struct{})
-	silent := serve(t, nil, func(net.Conn) { <-release })
+	silent := serveAt(t, nil, func(net.Conn) { <-release })
 	t.Cleanup(func() { close(release) })
 	return []string{
-		"UPPER=" + serve(t, nil, upper),
-		"LINES=" + serve(t, nil, eachLine(func(line string) string { return "re: " + line })),
-		"TWICE=" + serve(t, nil, eachLine(func(line string) string { return line + line })),
-		"HANGUP=" + serve(t, nil, eachLine(func(string) string { return "" })),
+		"UPPER=" + serveAt(t, nil, upper),
+		"LINES=" + serveAt(t, nil, eachLine(func(line string) string { return "re: " + line })),
+		"TWICE=" + serveAt(t, nil, eachLine(func(line string) string { return line + line })),
+		"HANGUP=" + serveAt(t, nil, eachLine(func(string) string { return "" })),
 		"SILENT=" + silent,
-		"SECURE=" + serve(t, &tls.Config{Certificates: []tls.Certificate{identity}}, upper),
+		"SECURE=" + serveAt(t, &tls.Config{Certificates: []tls.Certificate{identity}}, upper),
 		"CA=" + ca,
 	}
 }
 
 // serve has handle serve every connection until the test ends, over TLS if there
 // is a configuration, and returns the address.
-func serve(t *testing.T, secure *tls.Config, handle func(net.Conn)) string {
+func serveAt(t *testing.T, secure *tls.Config, handle func(net.Conn)) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
