@@ -168,6 +168,7 @@ func serveHere(ctx context.Context, cfg Config, binds []*bound) error {
 		}
 	}
 	failed := w.serve()
+	cfg.Observe(Event{Kind: Committed, Generation: 1, PID: os.Getpid()})
 	var err error
 	select {
 	case <-ctx.Done():

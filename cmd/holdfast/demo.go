@@ -23,8 +23,8 @@ func (p *program) demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "Servers die, callers do not notice: see it happen",
 		Long: `Starts three echo servers as processes of their own, sends them requests through
-one Cluster, and then kills, freezes and slows the servers, one at a time. At the
-end it counts what callers saw: every request has a payload of its own, which its
+one Cluster, and then kills, freezes, slows and restarts the servers, one at a time,
+also with a build that cannot start. At the end it counts what callers saw: every request has a payload of its own, which its
 reply must bring back.
 
 Exit code 0 means that no caller saw an error or a wrong reply.`,

@@ -13,7 +13,7 @@ import (
 // The promise of the whole: servers die, callers do not notice.
 func TestDemoHidesEveryFault(t *testing.T) {
 	t.Parallel()
-	cmd := exec.Command("holdfast", "demo", "--json", "--duration", "4s", "--seed", "7")
+	cmd := exec.Command("holdfast", "demo", "--json", "--duration", "6s", "--seed", "7")
 	var progress bytes.Buffer
 	cmd.Stderr = &progress
 	out, err := cmd.Output()
@@ -33,7 +33,13 @@ func TestDemoHidesEveryFault(t *testing.T) {
 		t.Errorf("%d client errors, %d wrong replies, %d requests, %d hidden failures",
 			r.ClientErrors, r.WrongReplies, r.Requests, r.HiddenFailures)
 	}
+	if r.Restarts == 0 || r.RolledBack == 0 {
+		t.Errorf("%d restarts were committed and %d rolled back", r.Restarts, r.RolledBack)
+	}
 	for _, ph := range r.Phases {
+		if (ph.Fault == restarted || ph.Fault == failed) && ph.HiddenFailures > 0 {
+			t.Errorf("%d failures had to be hidden in %q", ph.HiddenFailures, ph.Name)
+		}
 		if ph.Requests == 0 {
 			t.Errorf("nobody asked for anything in %q", ph.Name)
 		}

@@ -6,19 +6,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 )
 
-// fleet is the demo's three servers, each a process of its own. Its methods are
-// for one goroutine, the one that plays the scenario.
+// fleet is the demo's three servers, each a supervisor and its worker. Its methods
+// are for one goroutine, the one that plays the scenario.
 type fleet struct {
 	self    string // the path of this program
 	servers [len(serverNames)]*member
 	broken  chan error // a server ended that nobody had killed
+
+	restarts, rolledBack atomic.Int64
 }
 
 // member is one place in the fleet: the address stays, processes come and go.
@@ -45,17 +49,32 @@ func startFleet(ctx context.Context) (*fleet, error) {
 	return f, nil
 }
 
+// Ports from this range are not handed to outgoing connections by any common
+// system, so nobody takes the port of a server while it is dead.
+const firstPort, ports = 20000, 10000
+
+// start starts a server where it was, or on any port that is free.
 func (f *fleet) start(ctx context.Context, m *member) (err error) {
-	m.proc, m.addr, err = startProcess(ctx, f.self, m.addr, func(err error) {
-		select {
-		case f.broken <- fmt.Errorf("server %s ended by itself: %w", m.name, err):
-		default:
-		}
-	})
-	if err != nil {
-		return fmt.Errorf("server %s: %w", m.name, err)
+	addrs := []string{m.addr}
+	for m.addr == "" && len(addrs) < 20 {
+		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(ports)))
 	}
-	return nil
+	for _, addr := range addrs {
+		if addr == "" {
+			continue
+		}
+		m.proc, err = startProcess(ctx, f.self, addr, func(err error) {
+			select {
+			case f.broken <- fmt.Errorf("server %s ended by itself: %w", m.name, err):
+			default:
+			}
+		})
+		if err == nil {
+			m.addr = addr
+			return nil
+		}
+	}
+	return fmt.Errorf("server %s: %w", m.name, err)
 }
 
 // begin makes true what a phase says.
@@ -80,8 +99,12 @@ func (f *fleet) hurt(p *process, ph phase) error {
 		return p.kill()
 	case frozen:
 		return p.freeze()
+	case restarted:
+		return p.restart()
+	case failed:
+		return errors.Join(p.say("doom"), p.restart())
 	}
-	return p.delay(ph.delay)
+	return p.say("delay " + ph.delay.String())
 }
 
 func (f *fleet) revive(ctx context.Context, m *member, from fault) error {
@@ -90,8 +113,14 @@ func (f *fleet) revive(ctx context.Context, m *member, from fault) error {
 		return f.start(ctx, m)
 	case frozen:
 		return m.proc.thaw()
+	case restarted:
+		f.restarts.Add(1)
+		return m.proc.became(ctx, "committed")
+	case failed:
+		f.rolledBack.Add(1)
+		return m.proc.became(ctx, "rolled-back")
 	}
-	return m.proc.delay(0)
+	return m.proc.say("delay 0s")
 }
 
 // stop ends every process and waits for it. SIGKILL reaches the frozen too.
@@ -109,62 +138,81 @@ func (f *fleet) stop() {
 type process struct {
 	cmd     *exec.Cmd
 	control io.Writer
+	worker  atomic.Int64  // the pid of the generation that serves
+	news    chan string   // what became of the last generation
 	doomed  atomic.Bool   // it was killed by us
 	done    chan struct{} // closed when it was waited for
 }
 
-// startLimit bounds how long a server may take to say its address.
+// startLimit bounds how long a server may take to start, or to be succeeded.
 const startLimit = 10 * time.Second
 
-// startProcess starts a server on addr, or on a port of its choice if that is "",
-// and waits until it listens. ended is called if it ends without having been
-// killed.
-func startProcess(ctx context.Context, self, addr string, ended func(error)) (*process, string, error) {
+// startProcess starts a server on addr and waits until it serves. ended is called if
+// it ends without having been killed.
+func startProcess(ctx context.Context, self, addr string, ended func(error)) (*process, error) {
 	cmd := exec.Command(self, demoServerVerb, addr)
 	cmd.SysProcAttr = diesWithParent()
 	var said complaint
 	cmd.Stderr = &said
 	control, err := cmd.StdinPipe()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	addr, err = greeting(ctx, cmd.Process, out)
-	p := &process{cmd: cmd, control: control, done: make(chan struct{})}
-	p.doomed.Store(err != nil)
-	go p.wait(&said, ended)
-	if err != nil {
-		<-p.done
-		return nil, "", errors.Join(err, said.err())
+	p := &process{cmd: cmd, control: control, news: make(chan string, 16), done: make(chan struct{})}
+	p.doomed.Store(true) // until it serves
+	go p.wait(out, &said, ended)
+	if err := p.became(ctx, "committed"); err != nil {
+		p.kill()
+		return nil, errors.Join(err, said.err())
 	}
-	return p, addr, nil
+	p.doomed.Store(false)
+	return p, nil
 }
 
-// greeting reads the address a new server says. It kills one that says nothing.
-func greeting(ctx context.Context, p *os.Process, out io.Reader) (string, error) {
+// became waits for what a server says of its last generation.
+func (p *process) became(ctx context.Context, want string) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { p.Kill() })()
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if err != nil {
-		p.Kill()
-		if ctx.Err() != nil {
-			return "", ctx.Err()
+	select {
+	case got, ok := <-p.news:
+		switch {
+		case !ok:
+			return errors.New("it ended")
+		case got != want:
+			return fmt.Errorf("its generation was %s, not %s", got, want)
 		}
-		return "", errors.New("it ended before it listened")
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("its generation was not %s: %w", want, context.Cause(ctx))
 	}
-	return strings.TrimSpace(line), nil
+}
+
+// listen reads what the server says of its generations.
+func (p *process) listen(out io.Reader) {
+	defer close(p.news)
+	for in := bufio.NewScanner(out); in.Scan(); {
+		word, pid, _ := strings.Cut(in.Text(), " ")
+		if n, err := strconv.ParseInt(pid, 10, 64); err == nil && word == "committed" {
+			p.worker.Store(n)
+		}
+		select {
+		case p.news <- word:
+		default: // a crash that nobody asked for; the load tells
+		}
+	}
 }
 
 // wait reaps the process. Whoever started it waits for done.
-func (p *process) wait(said *complaint, ended func(error)) {
+func (p *process) wait(out io.Reader, said *complaint, ended func(error)) {
 	defer close(p.done)
+	p.listen(out)
 	err := p.cmd.Wait()
 	if !p.doomed.Load() {
 		ended(errors.Join(err, said.err()))
@@ -182,9 +230,9 @@ func (p *process) kill() error {
 	return nil
 }
 
-// delay makes every answer late by d.
-func (p *process) delay(d time.Duration) error {
-	_, err := fmt.Fprintf(p.control, "delay %v\n", d)
+// say gives the server a command.
+func (p *process) say(command string) error {
+	_, err := fmt.Fprintln(p.control, command)
 	return err
 }
 

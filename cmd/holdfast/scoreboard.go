@@ -21,6 +21,8 @@ type report struct {
 	HiddenFailures uint64        `json:"hidden_failures"` // attempts that failed while their request succeeded elsewhere
 	ClientErrors   uint64        `json:"client_errors"`
 	WrongReplies   uint64        `json:"wrong_replies"`
+	Restarts       int64         `json:"restarts"`    // of servers under load, committed
+	RolledBack     int64         `json:"rolled_back"` // restarts with a successor that could not start
 	Latency        latency       `json:"latency"`
 	Phases         []phaseReport `json:"phases"`
 }
@@ -55,6 +57,9 @@ func (d *demo) report() *report {
 		return r
 	}
 	r.Elapsed = asSeconds(time.Since(d.begun))
+	if d.fleet != nil {
+		r.Restarts, r.RolledBack = d.fleet.restarts.Load(), d.fleet.rolledBack.Load()
+	}
 	var all holdfast.Histogram
 	for i := range d.load.reached() {
 		m, ph := &d.load.phases[i], d.story[i]
@@ -136,11 +141,12 @@ func (r *report) conclusion(on paint) string {
 	if !r.OK || r.Interrupted {
 		return ""
 	}
-	return "\n" + on.text(green, "ok") + fmt.Sprintf(`: what failed on a bad server was made good on another; no caller noticed.
+	return "\n" + on.text(green, "ok") + fmt.Sprintf(`: what failed on a bad server was made good on another, and restarts lost nothing.
 
 Again:  holdfast demo --seed %d
 Next:   holdfast ping HOST:PORT,HOST:PORT         look at servers of your own
         holdfast dial HOST:PORT,HOST:PORT         talk to the first that answers
+        holdfast run -l tcp://:8080 -- ./server   restart any server without being down
         go doc github.com/holdfast-net/holdfast   the library that did this
 `, r.Seed)
 }

@@ -2,20 +2,20 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
-	"net"
 	"os"
 	"os/signal"
 	"strings"
-	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
+	"github.com/holdfast-net/holdfast/frame"
+	"github.com/holdfast-net/holdfast/restart"
+	"github.com/holdfast-net/holdfast/serve"
 	"github.com/spf13/cobra"
 )
 
@@ -24,134 +24,109 @@ const demoServerVerb = "demo-server"
 
 func (p *program) demoServerCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:    demoServerVerb + " [ADDR]",
+		Use:    demoServerVerb + " ADDR",
 		Hidden: true,
-		Args:   cobra.MaximumNArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
+		Args:   cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			signal.Ignore(os.Interrupt) // Ctrl-C goes to all processes of the terminal, but the demo is in charge
-			return serveDemo(strings.Join(args, ""), p.in, p.out)
+			s := &demoServer{control: p.in, out: p.out}
+			return s.run(cmd.Context(), args[0])
 		},
 	}
 }
 
-// serveDemo is one server of the demo. It says its address on out, takes commands
-// from control, and ends when control does: when the demo ends, however it ends.
-func serveDemo(addr string, control io.Reader, out io.Writer) error {
-	ln, err := listen(addr)
+// demoServer is one server of the demo, which can be restarted: this runs in its
+// supervisor and in every worker. It takes commands from control and ends when that
+// does: when the demo ends, however it ends.
+type demoServer struct {
+	control io.Reader
+	out     io.Writer
+
+	delay  atomic.Int64 // a time.Duration, before each reply
+	doomed atomic.Bool  // the successor is to fail
+}
+
+const (
+	demoConfirm = 200 * time.Millisecond
+	demoDrain   = 2 * time.Second
+)
+
+func (s *demoServer) run(ctx context.Context, addr string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	format, err := frame.Length{Max: maxMessage}.Format()
 	if err != nil {
 		return err
 	}
-	s := &echoServer{ln: ln, conns: map[net.Conn]bool{}, stopping: make(chan struct{})}
-	s.wg.Go(s.serve)
-	defer s.close()
-	if _, err := fmt.Fprintln(out, ln.Addr()); err != nil {
-		return err
-	}
-	return s.obey(control)
+	return restart.Run(ctx, restart.Config{
+		Admin:    "none",
+		Timeouts: restart.Timeouts{Confirm: demoConfirm, Drain: demoDrain},
+		Signals:  restart.Signals{Restart: demoRestart, Stop: []os.Signal{}},
+		State:    restart.State{Save: s.save, Load: s.load},
+		Observe:  s.report,
+		Start: func(context.Context) error {
+			go s.obey(cancel) // to the end of the process
+			return dieWithParent()
+		},
+	}, restart.Bind(&serve.Server{Handler: serve.Frames(format, s.echo)}, "tcp://"+addr))
 }
 
-// Ports from this range are not handed to outgoing connections by any common
-// system, so nobody takes the port of a server while it is dead.
-const firstPort, ports = 20000, 10000
-
-// listen takes addr, for which it waits a little, or any free port.
-func listen(addr string) (ln net.Listener, err error) {
-	for range 50 {
-		at := addr
-		if at == "" {
-			at = fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(ports))
-		}
-		ln, err = net.Listen("tcp", at)
-		if err == nil || !errors.Is(err, syscall.EADDRINUSE) {
-			break
-		}
-		if addr != "" {
-			time.Sleep(50 * time.Millisecond)
+// echo sends a message back, late if the server was told to be slow.
+func (s *demoServer) echo(ctx context.Context, c *serve.Conn, message []byte) error {
+	if d := time.Duration(s.delay.Load()); d > 0 {
+		t := time.NewTimer(d)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	return ln, err
+	return c.Send(message)
 }
 
-// echoServer sends every message back, late if it was told to be slow.
-type echoServer struct {
-	ln       net.Listener
-	delay    atomic.Int64 // a time.Duration, before each reply
-	stopping chan struct{}
-	wg       sync.WaitGroup
-
-	mu    sync.Mutex // guards conns
-	conns map[net.Conn]bool
-}
-
-func (s *echoServer) serve() {
-	for {
-		conn, err := s.ln.Accept()
-		if err != nil {
-			return
-		}
-		s.mu.Lock()
-		s.conns[conn] = true
-		s.mu.Unlock()
-		s.wg.Go(func() { s.echo(conn) })
-	}
-}
-
-func (s *echoServer) echo(conn net.Conn) {
-	defer func() {
-		s.mu.Lock()
-		delete(s.conns, conn)
-		s.mu.Unlock()
-		conn.Close()
-	}()
-	r := bufio.NewReader(conn)
-	for {
-		message, err := readMessage(r)
-		if err != nil || !s.sleep() || writeMessage(conn, message) != nil {
-			return
-		}
-	}
-}
-
-// sleep waits for as long as the server is to be slow; false means it stops.
-func (s *echoServer) sleep() bool {
-	d := time.Duration(s.delay.Load())
-	if d == 0 {
-		return true
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-s.stopping:
-		return false
-	}
-}
-
-// obey carries out commands, a line each, until there are no more. The one
-// command is "delay" and how long.
-func (s *echoServer) obey(control io.Reader) error {
-	in := bufio.NewScanner(control)
-	for in.Scan() {
+// obey carries out commands, a line each: "delay" and how long, or "doom": the next
+// generation shall fail.
+func (s *demoServer) obey(end func()) {
+	defer end()
+	for in := bufio.NewScanner(s.control); in.Scan(); {
 		word, arg, _ := strings.Cut(in.Text(), " ")
 		d, err := time.ParseDuration(arg)
-		if word != "delay" || err != nil {
-			return fmt.Errorf("demo-server: what is %q?", in.Text())
+		switch {
+		case word == "doom":
+			s.doomed.Store(true)
+		case word == "delay" && err == nil:
+			s.delay.Store(int64(d))
+		default:
+			return
 		}
-		s.delay.Store(int64(d))
 	}
-	return in.Err()
 }
 
-func (s *echoServer) close() {
-	close(s.stopping)
-	s.ln.Close()
-	s.mu.Lock()
-	for conn := range s.conns {
-		conn.Close()
+// save and load pass on what the successor has to know: that is how one is made to
+// fail.
+func (s *demoServer) save(context.Context) ([]byte, error) {
+	if s.doomed.Swap(false) {
+		return []byte("doomed"), nil
 	}
-	s.mu.Unlock()
-	s.wg.Wait()
+	return nil, nil
+}
+
+func (s *demoServer) load(_ context.Context, state []byte) error {
+	if string(state) == "doomed" {
+		return errors.New("a bad build: it cannot start")
+	}
+	return nil
+}
+
+// report tells the demo what became of a generation, a line each.
+func (s *demoServer) report(e restart.Event) {
+	switch e.Kind {
+	case restart.Committed:
+		fmt.Fprintf(s.out, "%s %d\n", e.Kind, e.PID)
+	case restart.RolledBack:
+		fmt.Fprintf(s.out, "rolled-back %d\n", e.PID)
+	}
 }
 
 // A message of the demo's protocol is its length in four bytes and then itself.

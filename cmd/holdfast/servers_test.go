@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"fmt"
 	"io"
 	"math/big"
 	"net"
@@ -136,15 +135,14 @@ func selfSigned(t *testing.T) (caFile string, identity tls.Certificate) {
 // A server of the demo ends when the demo does, even if nobody kills it: its
 // standard input ends.
 func TestDemoServerEndsWithItsControl(t *testing.T) {
-	control, demo := io.Pipe()
-	said, out := io.Pipe()
-	ended := make(chan error, 1)
-	go func() { ended <- serveDemo("", control, out) }()
-	addr, err := bufio.NewReader(said).ReadString('\n')
-	if err != nil {
+	t.Parallel()
+	f := &fleet{self: "holdfast", broken: make(chan error, 1)}
+	m := &member{name: "a"}
+	if err := f.start(t.Context(), m); err != nil {
 		t.Fatal(err)
 	}
-	conn, err := net.Dial("tcp", addr[:len(addr)-1])
+	defer m.proc.kill()
+	conn, err := net.Dial("tcp", m.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,15 +150,11 @@ func TestDemoServerEndsWithItsControl(t *testing.T) {
 	if err := exchange(conn, []byte("hello")); err != nil {
 		t.Fatal(err)
 	}
-	for range 2 { // once the second command is read, the first was obeyed
-		fmt.Fprintln(demo, "delay 1h")
-	}
-	if err := writeMessage(conn, []byte("are you slow?")); err != nil {
-		t.Fatal(err)
-	}
-	demo.Close() // the end does not wait for the late answer
-	if err := <-ended; err != nil {
-		t.Error(err)
+	m.proc.control.(io.Closer).Close()
+	select {
+	case <-m.proc.done:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the server outlived its control")
 	}
 	if _, err := conn.Read(make([]byte, 1)); err == nil {
 		t.Error("the connection outlived its server")
