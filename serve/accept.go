@@ -61,7 +61,10 @@ func (s *Server) Serve(ln net.Listener) error {
 	a.spare.open()
 	defer a.spare.close()
 	if s.Workers <= 0 {
-		return a.run(func(c *Conn) { go s.serveConn(c) }) // which serving waits for
+		return a.run(func(c *Conn) {
+			c.rests = s.rests()
+			go s.serveConn(c) // which serving waits for
+		})
 	}
 	var workers sync.WaitGroup
 	var last error

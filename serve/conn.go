@@ -44,7 +44,11 @@ type Conn struct {
 	said            bool     // goodbye
 	tried           *passage // which it could not take
 	moved           bool
-	received, msgs  uint64 // not yet in the server's counts
+	life            *time.Timer
+	rests           bool      // its goroutine may end while it is idle
+	quiet           time.Time // since when nothing has come
+	woken           error     // what ended its rest
+	received, msgs  uint64    // not yet in the server's counts
 }
 
 // The stages of a connection.
@@ -144,7 +148,7 @@ func (d *deadline) next(limit time.Duration, now time.Time) time.Time {
 func (d *deadline) forget() { d.at.Store(0) }
 
 func (c *Conn) armRead(now time.Time) {
-	if end := c.reads.next(c.srv.limits.Idle, now); !end.IsZero() {
+	if end := c.reads.next(c.idleLimit(), now); !end.IsZero() {
 		c.raw.SetReadDeadline(end)
 	}
 }
@@ -262,6 +266,9 @@ func (c *Conn) expire() {
 // would take them from it.
 func (c *Conn) finish(err error) {
 	c.publish()
+	if c.life != nil {
+		c.life.Stop()
+	}
 	if c.moved {
 		c.raw.Close() // the successor has it: not a word to the peer
 		return

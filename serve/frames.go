@@ -40,9 +40,13 @@ var ErrReadTimeout = fmt.Errorf("serve: the client took too long: %w", os.ErrDea
 
 // ServeConn is the read loop. The goroutine waits in fill nearly all of its life, so
 // what is below it on the stack is kept small.
-func (f *frames) ServeConn(ctx context.Context, c *Conn) error {
-	c.begin(f.format)
-	err := f.loop(ctx, c)
+func (f *frames) ServeConn(ctx context.Context, c *Conn) (err error) {
+	if c.stage.Load() != framed {
+		c.begin(f.format)
+	}
+	if err = c.woken; err == nil {
+		err = f.loop(ctx, c)
+	}
 	c.moved = errors.Is(err, errMoved)
 	c.in.drop()
 	return err
@@ -154,17 +158,21 @@ func (c *Conn) boundary(ctx context.Context) error {
 
 // fill waits for bytes. It returns nil without any when there are orders.
 func (c *Conn) fill() error {
-	now := time.Now()
+	c.quiet = time.Now()
 	if c.in.len() > 0 {
-		c.armMessage(now)
+		c.armMessage(c.quiet)
 	} else {
 		c.in.since = time.Time{}
-		c.armRead(now)
+		c.armRead(c.quiet)
 	}
 	if c.kicked.Load() {
 		return nil
 	}
-	n, err := c.in.fill()
+	return c.filled(c.in.fill())
+}
+
+// filled makes of a read what the loop wants to know.
+func (c *Conn) filled(n int, err error) error {
 	c.received += uint64(n)
 	switch {
 	case n > 0:
@@ -173,6 +181,8 @@ func (c *Conn) fill() error {
 		return io.ErrNoProgress
 	case errors.Is(err, os.ErrDeadlineExceeded) && c.kicked.Load():
 		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded) && c.mayRest():
+		return errRest
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return ErrReadTimeout
 	case errors.Is(err, io.EOF) && c.in.len() == 0:
@@ -273,16 +283,10 @@ func (i *inbox) read(p []byte) int {
 // fill reads once, waiting as long as it takes.
 func (i *inbox) fill() (int, error) {
 	if i.raw == nil {
-		if i.len() == 0 {
-			i.drop()
-		}
 		i.room(1)
 		n, err := i.c.nc.Read(i.buf[i.end:])
 		i.end += n
 		return n, err
-	}
-	if i.len() == 0 {
-		i.drop()
 	}
 	if err := i.raw.Read(i.tryFunc); err != nil {
 		return 0, err
@@ -297,6 +301,9 @@ func (i *inbox) fill() (int, error) {
 // room makes place for at least n bytes: only a message that is there in part makes
 // the buffer grow, and no further than twice what has come.
 func (i *inbox) room(n int) {
+	if i.start == i.end {
+		i.start, i.end = 0, 0
+	}
 	switch {
 	case i.buf == nil && n <= bufferSize:
 		i.pooled = buffers.Get().(*[]byte)

@@ -216,6 +216,7 @@ func (s *Server) TakeOver(state []byte, fds []int) error {
 	}
 	release()
 	s.counts.movedIn.Add(1)
+	c.rests = s.rests()
 	go s.serveConn(c) // which serving waits for
 	return nil
 }

@@ -229,32 +229,46 @@ func closeOnce(c chan struct{}) {
 	}
 }
 
-// serveConn is the life of a connection.
+// serveConn is the life of a connection, or a part of it between two rests.
 func (s *Server) serveConn(c *Conn) (err error) {
-	defer s.delist(c)
-	ctx := c.ctx
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("serve: panic: %v", p)
 			s.panicked(c, p)
 		}
+		if err == errRest {
+			c.publish()
+			go s.rest(c) // it is counted as before
+			return
+		}
 		c.finish(err)
+		s.delist(c)
 	}()
-	if err := s.prepare(ctx, c); err != nil {
-		return err
+	if c.stage.Load() == preparing {
+		if err := s.prepare(c.ctx, c); err != nil {
+			return err
+		}
+		s.handle(c)
 	}
-	if s.limits.Lifetime > 0 {
-		defer time.AfterFunc(s.limits.Lifetime, c.expire).Stop()
-	}
-	c.stage.CompareAndSwap(preparing, handled)
-	if _, ours := s.Handler.(*frames); !ours && c.leaving() {
-		c.goodbye() // it came before there was anybody to tell
-	}
-	err = s.Handler.ServeConn(ctx, c)
-	if err != nil && !c.moved && !expected(err) {
+	err = s.Handler.ServeConn(c.ctx, c)
+	if err != nil && !c.moved && err != errRest && !expected(err) {
 		s.log.Debug("serve: connection ended", "id", c.id, "remote", c.RemoteAddr(), "err", clip(err.Error()))
 	}
 	return err
+}
+
+// handle makes a prepared connection ready for its handler.
+func (s *Server) handle(c *Conn) {
+	if s.limits.Lifetime > 0 {
+		c.life = time.AfterFunc(s.limits.Lifetime, c.expire)
+	}
+	if _, ours := s.Handler.(*frames); ours {
+		return // it begins by itself
+	}
+	c.stage.Store(handled)
+	if c.leaving() {
+		c.goodbye() // it came before there was anybody to tell
+	}
 }
 
 // prepare does what comes before the handler.
