@@ -14,13 +14,20 @@ import (
 )
 
 func main() {
+	if kind := os.Getenv(childVar); kind != "" {
+		if err := beChild(kind); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	rounds := flag.Int("rounds", 10, "rounds, of which the first is dropped")
 	only := flag.String("only", "", "run only the rows whose name contains this")
 	out := flag.String("o", "../docs/benchmarks.md", "file to write the table to; empty writes none")
 	flag.Parse()
 
 	var reports []report
-	for _, r := range clientRows() {
+	for _, r := range append(clientRows(), serverRows()...) {
 		if !strings.Contains(r.name, *only) {
 			continue
 		}
@@ -32,8 +39,13 @@ func main() {
 		fmt.Println(rep)
 		reports = append(reports, rep)
 	}
+	others, err := figures(*only)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	if *out != "" && *only == "" {
-		if err := write(*out, reports, *rounds); err != nil {
+		if err := write(*out, reports, others, *rounds); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -186,7 +186,7 @@ func (r report) String() string {
 }
 
 // write keeps the table with the machine and the versions it was made on.
-func write(file string, reports []report, rounds int) error {
+func write(file string, reports []report, others []figure, rounds int) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Benchmarks\n\nWritten by `make bench`. Figures are medians of %d rounds, each running both sides in turns; the ratio is\n", rounds-1)
 	fmt.Fprintf(&b, "ours to the peer's in the same round, with its quartiles. Times are wall time per unit, CPU is user and system\ntime of the process per unit. An absolute time means nothing on another machine or day; a ratio does.\n\n")
@@ -194,6 +194,10 @@ func write(file string, reports []report, rounds int) error {
 	b.WriteString("| what | ours | CPU | allocs | peer | peer's | CPU | ratio | errors ours / peer | bar | |\n|---|---|---|---|---|---|---|---|---|---|---|\n")
 	for _, r := range reports {
 		fmt.Fprintf(&b, "| %s |\n", strings.Join(r.cells(), " | "))
+	}
+	b.WriteString("\n| what | ours | beside | bar | |\n|---|---|---|---|---|\n")
+	for _, f := range others {
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", f.name, f.ours, f.peer, f.bar, f.verdict)
 	}
 	return os.WriteFile(file, []byte(b.String()), 0o644)
 }
