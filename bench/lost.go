@@ -100,7 +100,6 @@ func lose(program, dir string, c contender, command string) (l loss, err error) 
 	if err != nil {
 		return l, err
 	}
-	server.Stderr = os.Stderr
 	if err := server.Start(); err != nil {
 		return l, err
 	}
