@@ -2,7 +2,6 @@ package serve
 
 import (
 	"errors"
-	"log/slog"
 	"net"
 	"os"
 	"sync"
@@ -34,12 +33,35 @@ func (s *Server) newListening(ln net.Listener) (*listening, error) {
 	if l.tls, err = s.TLS.files(s.log).Server(name); err != nil {
 		return nil, err
 	}
+	return l, nil
+}
+
+func (l *listening) setTickets(keys [][32]byte) {
+	if l.tls != nil && keys != nil {
+		l.tls.SetTickets(keys)
+	}
+}
+
+// elsewhere is where connections come from that ServeConn is given: one listener, to
+// the TLS sessions of its clients.
+func (s *Server) elsewhere() (*listening, error) {
+	s.mu.Lock()
+	own := s.own
+	s.mu.Unlock()
+	if own != nil {
+		return own, nil
+	}
+	own, err := s.newListening(nil)
+	if err != nil {
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.keys != nil {
-		l.tls.SetTickets(s.keys)
+	if s.own == nil {
+		own.setTickets(s.keys)
+		s.own = own
 	}
-	return l, nil
+	return s.own, nil
 }
 
 // Serve accepts connections from ln and serves them, until Shutdown or Close; it then
@@ -90,6 +112,7 @@ func (s *Server) listen(l *listening) bool {
 	if s.isDrained || s.isClosed || isClosed(s.closed) {
 		return false
 	}
+	l.setTickets(s.keys)
 	s.listeners[l] = struct{}{}
 	return true
 }
@@ -116,11 +139,27 @@ type acceptor struct {
 	ln    *listening
 	spare spare
 
-	failed   atomic.Bool // the last accept did
-	mu       sync.Mutex
-	failures int       // in a row
-	silent   uint64    // not logged since
-	logged   time.Time // the last line
+	failures atomic.Int32 // in a row
+	log      sparingly
+}
+
+// sparingly says when to log what may happen very often: once a second.
+type sparingly struct {
+	mu     sync.Mutex
+	silent uint64 // not logged since
+	logged time.Time
+}
+
+func (l *sparingly) now() (unlogged uint64, now bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := time.Now()
+	if at.Sub(l.logged) < logEvery {
+		l.silent++
+		return 0, false
+	}
+	unlogged, l.silent, l.logged = l.silent, 0, at
+	return unlogged, true
 }
 
 // run accepts until the listener is closed.
@@ -154,12 +193,15 @@ func (a *acceptor) accept() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.failed.Swap(false) {
-		a.mu.Lock()
-		a.failures = 0
-		a.mu.Unlock()
+	if a.failures.Load() > 0 {
+		a.failures.Store(0)
+		if !a.spare.regain() {
+			raw.Close() // another worker got it in the place of the spare
+			a.spare.regain()
+			return nil, nil
+		}
 	}
-	c, _ := a.s.admit(a.ln, raw)
+	c, _ := a.s.admit(a.ln, raw, func(p *Pass) error { return a.s.gate.enterAfter(p, a.s.closed) })
 	return c, nil
 }
 
@@ -174,38 +216,30 @@ const (
 // ENOBUFS, ENOMEM, EPROTO and EPERM lasting, and a loop that believed it would end.)
 func (a *acceptor) pause(err error) {
 	s := a.s
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		a.sleep(firstPause) // the deadline of another worker's relieve
+		return
+	}
 	s.counts.acceptErrors.Add(1)
 	if errors.Is(err, syscall.ECONNABORTED) {
 		return // the client went away before it was accepted
 	}
+	pause := min(firstPause<<min(a.failures.Add(1)-1, 16), lastPause)
 	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 		a.spare.relieve(a.ln)
 	}
-	pause := a.note(err)
-	select {
-	case <-time.After(pause):
-	case <-s.closed:
+	if unlogged, now := a.log.now(); now {
+		s.log.Error("serve: accept", "addr", a.ln.Addr(), "err", err, "unlogged", unlogged)
+		s.event(Event{Kind: AcceptFailed, Err: err})
 	}
+	a.sleep(pause)
 }
 
-// note logs an error, though not more than once a second.
-func (a *acceptor) note(err error) (pause time.Duration) {
-	a.mu.Lock()
-	pause = min(firstPause<<min(a.failures, 16), lastPause)
-	a.failures++
-	a.failed.Store(true)
-	now := time.Now()
-	if now.Sub(a.logged) < logEvery {
-		a.silent++
-		a.mu.Unlock()
-		return pause
+func (a *acceptor) sleep(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-a.s.closed:
 	}
-	silent := a.silent
-	a.silent, a.logged = 0, now
-	a.mu.Unlock()
-	a.s.log.Error("serve: accept", "addr", a.ln.Addr(), "err", err, slog.Uint64("unlogged", silent))
-	a.s.event(Event{Kind: AcceptFailed, Err: err})
-	return pause
 }
 
 // spare is a file that is open for nothing: when no more may be opened, it makes
@@ -230,12 +264,23 @@ func (p *spare) close() {
 	}
 }
 
+// regain reports whether the spare is there, after it tried to open it.
+func (p *spare) regain() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fd == nil {
+		p.open()
+	}
+	return p.fd != nil
+}
+
 func (p *spare) relieve(ln net.Listener) {
 	if !p.mu.TryLock() { // another worker is at it
 		return
 	}
 	defer p.mu.Unlock()
 	if p.fd == nil {
+		p.open() // somebody else was faster the last time
 		return
 	}
 	limited, ok := ln.(*listening).Listener.(interface{ SetDeadline(time.Time) error })

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -38,17 +40,23 @@ type Conn struct {
 	out    outbox
 
 	reads, writes   deadline
-	stage           atomic.Int32 // preparing, handled or framed
-	kicked          atomic.Bool  // its read loop should look for orders
+	stage           atomic.Int32 // preparing, handled or framed; changes under mu
+	kicked          atomic.Bool  // its read loop should look for orders; changes under mu
 	expired, waited atomic.Bool
-	said            bool     // goodbye
-	tried           *passage // which it could not take
-	moved           bool
-	life            *time.Timer
-	rests           bool      // its goroutine may end while it is idle
-	quiet           time.Time // since when nothing has come
-	woken           error     // what ended its rest
-	received, msgs  uint64    // not yet in the server's counts
+	said            atomic.Bool // goodbye
+
+	mu    sync.Mutex // guards the deadline of reads, with what says whose it is
+	own   time.Time  // the user's; zero is none
+	poked bool       // it is past, so that the read loop looks for orders
+	over  bool       // it stays as it is: nothing more is read, or only the end
+
+	tried          *passage // which it could not take
+	moved, used    bool     // used: it has had a message
+	life           *time.Timer
+	rests          bool      // its goroutine may end while it is idle
+	quiet          time.Time // since when nothing has come
+	woken          error     // what ended its rest
+	received, msgs uint64    // not yet in the server's counts
 }
 
 // The stages of a connection.
@@ -93,7 +101,8 @@ func (c *Conn) SyscallConn() (syscall.RawConn, error) {
 }
 
 // Read reads what has come. Within a Frames handler it continues the stream after
-// the message that is being handled.
+// the message that is being handled, and what was sent before leaves first: the client
+// may wait for it.
 func (c *Conn) Read(p []byte) (int, error) {
 	if len(c.unread) > 0 {
 		n := copy(p, c.unread)
@@ -103,14 +112,31 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if n := c.in.read(p); n > 0 {
 		return n, nil
 	}
-	c.armRead(time.Now())
-	n, err := c.nc.Read(p)
-	c.srv.counts.received.Add(uint64(n))
-	return n, err
+	c.out.mu.Lock()
+	if err := c.writeAndUnlock(); err != nil {
+		return 0, err
+	}
+	for {
+		c.armRead(c.srv.limits.Idle, time.Now())
+		n, err := c.nc.Read(p)
+		c.srv.counts.received.Add(uint64(n))
+		if n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && c.unpoke() {
+			continue // orders are for between two messages
+		}
+		return n, err
+	}
 }
 
-// Write writes all of p, unless the peer takes nothing for Timeouts.Write.
+// Write writes all of p, behind what was sent, unless the peer takes too little in
+// Timeouts.Write.
 func (c *Conn) Write(p []byte) (n int, err error) {
+	if err := c.Flush(); err != nil {
+		return 0, err
+	}
+	return c.write(p)
+}
+
+func (c *Conn) write(p []byte) (n int, err error) {
 	for len(p) > 0 && err == nil {
 		c.armWrite(time.Now())
 		var m int
@@ -128,15 +154,36 @@ const stallUnit = 128 << 10
 // deadline is one that the server sets. To move a deadline costs as much as a short
 // read, so it is set late by an eighth, and again only when it would come too early.
 type deadline struct {
-	at  atomic.Int64 // that is in force, in nanoseconds since begun; 0 is none
+	at  atomic.Int64 // since begun; or one of those below
 	own atomic.Bool  // the user has set one
 }
 
+const (
+	unknown   = math.MinInt64     // what is in force was not set by next
+	ofMessage = math.MinInt64 + 1 // that of a message, which is too early for anything else
+	never     = math.MaxInt64
+)
+
 var begun = time.Now()
 
-// next returns when the next deadline is, or zero if the one in force will do.
+// due reports whether the deadline in force is another than the limit wants.
+func (d *deadline) due(limit time.Duration, now time.Time) bool {
+	at := d.at.Load()
+	switch {
+	case d.own.Load():
+		return false
+	case at == unknown || at == ofMessage:
+		return true
+	case limit == 0 || at == never:
+		return at != never || limit != 0
+	}
+	return time.Duration(at)-now.Sub(begun) < limit
+}
+
+// next returns the deadline to set; the zero time is none.
 func (d *deadline) next(limit time.Duration, now time.Time) time.Time {
-	if limit == 0 || d.own.Load() || time.Duration(d.at.Load())-now.Sub(begun) >= limit {
+	if limit == 0 {
+		d.at.Store(never)
 		return time.Time{}
 	}
 	end := now.Add(limit + limit/8)
@@ -144,30 +191,41 @@ func (d *deadline) next(limit time.Duration, now time.Time) time.Time {
 	return end
 }
 
-// forget makes next set a deadline.
-func (d *deadline) forget() { d.at.Store(0) }
+// forget makes the deadline due.
+func (d *deadline) forget() { d.at.Store(unknown) }
 
-func (c *Conn) armRead(now time.Time) {
-	if end := c.reads.next(c.idleLimit(), now); !end.IsZero() {
-		c.raw.SetReadDeadline(end)
+func (c *Conn) armRead(limit time.Duration, now time.Time) {
+	if !c.reads.due(limit, now) {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.poked && !c.over && c.own.IsZero() {
+		c.raw.SetReadDeadline(c.reads.next(limit, now))
 	}
 }
 
 func (c *Conn) armWrite(now time.Time) {
-	if end := c.writes.next(c.srv.limits.Write, now); !end.IsZero() {
-		c.raw.SetWriteDeadline(end)
+	if limit := c.srv.limits.Write; c.writes.due(limit, now) {
+		c.raw.SetWriteDeadline(c.writes.next(limit, now))
 	}
 }
 
 // SetDeadline, SetReadDeadline and SetWriteDeadline hold instead of the server's
-// limits. The zero time leaves it to them again.
+// limits. The zero time leaves it to them again, from the next read or write on.
 func (c *Conn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 func (c *Conn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.own = t
 	c.reads.own.Store(!t.IsZero())
 	c.reads.forget()
+	if c.poked || c.over {
+		return nil
+	}
 	return c.raw.SetReadDeadline(t)
 }
 
@@ -191,10 +249,49 @@ func (c *Conn) Close() error { return c.nc.Close() }
 
 var past = time.Unix(1, 0)
 
-// kick makes the read loop look for orders.
-func (c *Conn) kick() {
-	c.kicked.Store(true)
+// interrupt makes a read loop of ours look for orders, and ends the reads of a handler
+// that reads for itself.
+func (c *Conn) interrupt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch stage := c.stage.Load(); {
+	case c.over || stage == preparing:
+		return
+	case stage == framed:
+		c.poked = true
+		c.kicked.Store(true)
+	default:
+		c.over = true
+	}
 	c.raw.SetReadDeadline(past)
+}
+
+// unpoke reports whether a read has ended because of orders, and not of its deadline.
+func (c *Conn) unpoke() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.unpokeLocked()
+}
+
+func (c *Conn) unpokeLocked() bool {
+	if !c.poked {
+		return false
+	}
+	c.poked = false
+	c.reads.forget()
+	c.raw.SetReadDeadline(c.own)
+	return true
+}
+
+// takeOrders is called where they are obeyed. What comes later interrupts again.
+func (c *Conn) takeOrders() {
+	if !c.kicked.Load() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.kicked.Store(false)
+	c.unpokeLocked()
 }
 
 // goodbye begins the end of a connection. A read loop of ours does it between two
@@ -204,19 +301,25 @@ func (c *Conn) goodbye() {
 	d := c.srv.Drain
 	switch c.stage.Load() {
 	case framed:
-		c.kick()
+		c.interrupt()
 	case handled:
-		if d.Goodbye == nil && d.Wait == 0 {
+		if d.Goodbye == nil && d.Wait == 0 || c.said.Swap(true) {
 			return // Draining is all that it gets
 		}
-		c.srv.serving.Go(func() {
-			if d.Goodbye != nil {
-				c.sayGoodbye(c.ctx)
-			}
-			stop := time.AfterFunc(d.wait(), func() { c.raw.SetReadDeadline(past) })
-			context.AfterFunc(c.ctx, func() { stop.Stop() })
+		c.srv.beside(c, func() {
+			c.sayGoodbye(c.ctx)
+			c.leaveIn(d.wait())
 		})
 	}
+}
+
+// leaveIn gives the client so long to leave by itself.
+func (c *Conn) leaveIn(d time.Duration) {
+	leave := time.AfterFunc(d, func() {
+		c.waited.Store(true)
+		c.interrupt()
+	})
+	context.AfterFunc(c.ctx, func() { leave.Stop() })
 }
 
 func (d Drain) wait() time.Duration {
@@ -245,6 +348,9 @@ func (c *Conn) sayGoodbye(ctx context.Context) {
 			c.srv.panicked(c, p)
 		}
 	}()
+	if c.srv.Drain.Goodbye == nil {
+		return
+	}
 	if err := c.srv.Drain.Goodbye(ctx, c); err != nil {
 		c.srv.log.Debug("serve: goodbye", "id", c.id, "remote", c.RemoteAddr(), "err", clip(err.Error()))
 	}
@@ -253,12 +359,7 @@ func (c *Conn) sayGoodbye(ctx context.Context) {
 // expire ends the lifetime.
 func (c *Conn) expire() {
 	c.expired.Store(true)
-	switch c.stage.Load() {
-	case framed:
-		c.kick()
-	case handled:
-		c.raw.SetReadDeadline(past)
-	}
+	c.interrupt()
 }
 
 // finish closes the connection after its handler. A peer that has not ended yet is
@@ -274,10 +375,13 @@ func (c *Conn) finish(err error) {
 		return
 	}
 	if c.stage.Load() == framed {
-		c.flush()
+		c.Flush()
 	}
 	if d := c.srv.Drain.linger(); d > 0 && lingers(err) && c.CloseWrite() == nil {
+		c.mu.Lock()
+		c.over = true // nobody shortens that
 		c.raw.SetReadDeadline(time.Now().Add(d))
+		c.mu.Unlock()
 		io.Copy(io.Discard, io.LimitReader(onlyReader{c.raw}, 1<<20))
 	}
 	c.nc.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"sync"
 	"syscall"
@@ -32,7 +33,7 @@ var errEnd = errors.New("serve: the connection ended")
 var errPeerEnd = fmt.Errorf("serve: the client closed the connection: %w", io.EOF)
 
 // errMoved ends a connection here that goes on at the successor.
-var errMoved = errors.New("serve: the connection moved")
+var errMoved = fmt.Errorf("serve: the connection moved: %w", net.ErrClosed)
 
 // ErrReadTimeout is a message that was not complete within Timeouts.Read, or a
 // client that said nothing for Timeouts.Idle.
@@ -90,6 +91,7 @@ func (f *frames) handleAll(ctx context.Context, c *Conn) (ordered bool, err erro
 			break
 		}
 		c.msgs++
+		c.used = true
 		c.in.skip(fr.Size)
 		err = f.handle(ctx, c, fr.Msg)
 	}
@@ -109,9 +111,13 @@ func (c *Conn) begin(f frame.Format) {
 		c.in.load(c.unread)
 		c.unread = nil
 	}
+	c.mu.Lock()
+	c.over = false
+	c.reads.forget()
 	c.stage.Store(framed)
+	c.mu.Unlock()
 	if c.leaving() || c.srv.passing.Load() != nil {
-		c.kick() // the order came before there was anybody to take it
+		c.interrupt() // the order came before there was anybody to take it
 	}
 }
 
@@ -127,25 +133,21 @@ func (c *Conn) leaving() bool {
 // boundary is between two messages: here a connection moves, says goodbye, ends. An
 // error ends it.
 func (c *Conn) boundary(ctx context.Context) error {
-	if c.kicked.Swap(false) {
-		c.reads.forget() // the kick has replaced the deadline
-	}
+	c.takeOrders()
 	if p := c.srv.passing.Load(); p != nil && p != c.tried && c.move(p) {
 		return errMoved
 	}
 	if !c.leaving() {
 		return nil
 	}
-	if !c.said {
-		c.said = true
-		if c.srv.Drain.Goodbye != nil {
-			c.sayGoodbye(ctx)
+	if !c.said.Swap(true) {
+		c.sayGoodbye(ctx)
+		d := c.srv.Drain.wait()
+		if !c.used {
+			d = max(d, firstRequest)
 		}
-		if d := c.srv.Drain.wait(); d > 0 {
-			time.AfterFunc(d, func() {
-				c.waited.Store(true)
-				c.kick()
-			})
+		if d > 0 {
+			c.leaveIn(d)
 		} else {
 			c.waited.Store(true)
 		}
@@ -156,6 +158,10 @@ func (c *Conn) boundary(ctx context.Context) error {
 	return nil
 }
 
+// firstRequest is how long a connection that has asked for nothing yet is given to do
+// so: most that were just made are about to.
+const firstRequest = time.Second
+
 // fill waits for bytes. It returns nil without any when there are orders.
 func (c *Conn) fill() error {
 	c.quiet = time.Now()
@@ -163,10 +169,7 @@ func (c *Conn) fill() error {
 		c.armMessage(c.quiet)
 	} else {
 		c.in.since = time.Time{}
-		c.armRead(c.quiet)
-	}
-	if c.kicked.Load() {
-		return nil
+		c.armRead(c.idleLimit(), c.quiet)
 	}
 	return c.filled(c.in.fill())
 }
@@ -179,7 +182,7 @@ func (c *Conn) filled(n int, err error) error {
 		return nil
 	case err == nil:
 		return io.ErrNoProgress
-	case errors.Is(err, os.ErrDeadlineExceeded) && c.kicked.Load():
+	case errors.Is(err, os.ErrDeadlineExceeded) && c.unpoke():
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded) && c.mayRest():
 		return errRest
@@ -201,15 +204,20 @@ func (c *Conn) armMessage(now time.Time) {
 		c.in.since = now
 	}
 	d := c.srv.limits.Read
-	if d == 0 || c.reads.own.Load() || (!began && c.reads.at.Load() == messageDeadline) {
+	if d == 0 {
+		c.armRead(c.srv.limits.Idle, now)
 		return
 	}
-	c.raw.SetReadDeadline(c.in.since.Add(d))
-	c.reads.at.Store(messageDeadline)
+	if !began && c.reads.at.Load() == ofMessage {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.poked && c.own.IsZero() {
+		c.raw.SetReadDeadline(c.in.since.Add(d))
+		c.reads.at.Store(ofMessage)
+	}
 }
-
-// messageDeadline is in force, and too early for anything else.
-const messageDeadline = -1
 
 // publish adds this connection's counts to the server's.
 func (c *Conn) publish() {
@@ -338,10 +346,12 @@ type outbox struct {
 	mu     sync.Mutex
 	buf    []byte
 	pooled *[]byte
-	held   bool          // the read loop has more to answer
-	busy   bool          // somebody writes
-	err    error         // of a write: the connection is of no use any more
-	idle   chan struct{} // closed when the writer is done; nil when nobody waits
+	held   bool  // the read loop has more to answer
+	busy   bool  // somebody writes
+	moving bool  // nobody may: the successor has the socket, or will not take it
+	err    error // of a write: the connection is of no use any more
+	// changed is closed when there is room again, or no writer; nil when nobody waits.
+	changed chan struct{}
 }
 
 const (
@@ -351,19 +361,43 @@ const (
 
 // Send sends a message in the format of [Frames]. It may be called by any goroutine;
 // messages leave whole, in the order of the calls. It waits when much is pending;
-// an error of a write may be that of an earlier message.
+// an error of a write may be that of an earlier message. What is sent while a message
+// is handled leaves together, when the messages that came with it are handled too, it
+// is 32 KiB, or the handler Reads, Writes or Flushes.
 func (c *Conn) Send(msg []byte) error {
-	o := &c.out
-	if o.format == nil {
+	if c.out.format == nil {
 		return errors.New("serve: Send is for Frames handlers")
 	}
+	write, err := c.out.add(msg)
+	if write {
+		return c.writeOut()
+	}
+	return err
+}
+
+// Flush sends what is held back while a message is handled, and returns when it was
+// written. It may be called by any goroutine.
+func (c *Conn) Flush() error {
+	o := &c.out
+	if o.format == nil {
+		return nil
+	}
 	o.mu.Lock()
-	for o.err == nil && o.busy && len(o.buf) > maxPending {
+	for o.err == nil && (o.busy || o.moving) {
+		o.waitLocked()
+	}
+	return c.writeAndUnlock()
+}
+
+// add takes a message; true is that the caller has become the writer.
+func (o *outbox) add(msg []byte) (write bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock() // also if a Format of the user's panics
+	for o.err == nil && (o.moving || (o.busy && len(o.buf) > maxPending)) {
 		o.waitLocked()
 	}
 	if o.err != nil {
-		defer o.mu.Unlock()
-		return o.err
+		return false, o.err
 	}
 	if o.buf == nil {
 		o.pooled = buffers.Get().(*[]byte)
@@ -372,32 +406,53 @@ func (c *Conn) Send(msg []byte) error {
 	b, err := o.format.Append(o.buf, msg)
 	o.buf = b
 	if err != nil || o.busy || (o.held && len(b) < sendAt) {
-		o.mu.Unlock()
-		return err
+		return false, err
 	}
-	return c.writeLocked()
+	o.busy = true
+	return true, nil
 }
 
-// waitLocked waits, unlocked, until the writer is done.
+// waitLocked waits, unlocked, until there is room or the writer is done.
 func (o *outbox) waitLocked() {
-	if o.idle == nil {
-		o.idle = make(chan struct{})
+	if o.changed == nil {
+		o.changed = make(chan struct{})
 	}
-	idle := o.idle
+	changed := o.changed
 	o.mu.Unlock()
-	<-idle // a write ends by its limit
+	<-changed // a write ends by its limit
 	o.mu.Lock()
 }
 
-// writeLocked writes all that is pending, and unlocks.
-func (c *Conn) writeLocked() error {
+func (o *outbox) changedLocked() {
+	if o.changed != nil {
+		close(o.changed)
+		o.changed = nil
+	}
+}
+
+// writeAndUnlock writes what is pending, unless somebody writes already, who takes it along.
+func (c *Conn) writeAndUnlock() error {
 	o := &c.out
+	if o.busy || o.moving || o.err != nil || len(o.buf) == 0 {
+		defer o.mu.Unlock()
+		return o.err
+	}
 	o.busy = true
+	o.mu.Unlock()
+	return c.writeOut()
+}
+
+// writeOut writes all that is pending. The caller is the writer, and ceases to be it.
+func (c *Conn) writeOut() error {
+	o := &c.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	for len(o.buf) > 0 && o.err == nil {
 		b, pooled := o.buf, o.pooled
 		o.buf, o.pooled = nil, nil
+		o.changedLocked()
 		o.mu.Unlock()
-		_, err := c.Write(b)
+		_, err := c.write(b)
 		if pooled != nil && cap(b) == bufferSize {
 			buffers.Put(pooled)
 		}
@@ -405,11 +460,7 @@ func (c *Conn) writeLocked() error {
 		o.err = err
 	}
 	o.busy = false
-	if o.idle != nil {
-		close(o.idle)
-		o.idle = nil
-	}
-	defer o.mu.Unlock()
+	o.changedLocked()
 	return o.err
 }
 
@@ -423,24 +474,30 @@ func (o *outbox) hold() {
 func (c *Conn) release() error {
 	c.out.mu.Lock()
 	c.out.held = false
-	if c.out.busy || len(c.out.buf) == 0 {
-		defer c.out.mu.Unlock()
-		return c.out.err
-	}
-	return c.writeLocked()
+	return c.writeAndUnlock()
 }
 
-// flush returns when nothing is pending and nobody writes.
-func (c *Conn) flush() error {
+// stop returns when everything has left, and lets nobody send until resume.
+func (c *Conn) stop() error {
 	o := &c.out
+	for {
+		if err := c.Flush(); err != nil {
+			return err
+		}
+		o.mu.Lock()
+		if !o.busy && len(o.buf) == 0 && o.err == nil {
+			o.moving = true
+			o.mu.Unlock()
+			return nil
+		}
+		o.mu.Unlock()
+	}
+}
+
+// resume ends stop. An error is what those get who send from now on.
+func (o *outbox) resume(err error) {
 	o.mu.Lock()
-	o.held = false
-	for o.busy {
-		o.waitLocked()
-	}
-	if len(o.buf) == 0 || o.err != nil {
-		defer o.mu.Unlock()
-		return o.err
-	}
-	return c.writeLocked()
+	defer o.mu.Unlock()
+	o.moving, o.err = false, err
+	o.changedLocked()
 }

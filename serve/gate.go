@@ -57,6 +57,7 @@ var (
 const spareFiles = 200
 
 func (l Limits) withDefaults() Limits {
+	l.Allow, l.Deny = unmapped(l.Allow), unmapped(l.Deny)
 	if l.MaxConns == 0 {
 		l.MaxConns = max(maxFiles()-spareFiles, 1)
 	}
@@ -93,6 +94,7 @@ type Gate struct {
 	rate    bucket
 	clients map[netip.Addr]*client
 	swept   time.Time
+	sweepAt int // how many clients are too many
 }
 
 // client is what is known of one address.
@@ -122,7 +124,7 @@ type Pass struct {
 func (g *Gate) limits() *Limits {
 	g.once.Do(func() {
 		g.set = g.Limits.withDefaults()
-		g.clients = map[netip.Addr]*client{}
+		g.clients, g.sweepAt = map[netip.Addr]*client{}, maxClients
 	})
 	return &g.set
 }
@@ -130,18 +132,26 @@ func (g *Gate) limits() *Limits {
 // Enter takes a place for a connection that was just accepted, whoever is at the
 // other end: that may have to be read first, and may take its time.
 func (g *Gate) Enter(p *Pass) error {
+	why, err := g.enter(p)
+	if err != nil {
+		return g.refuse(why, err)
+	}
+	return nil
+}
+
+func (g *Gate) enter(p *Pass) (why reason, err error) {
 	l := g.limits()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
 	case l.MaxConns > 0 && g.open >= l.MaxConns:
-		return g.refuse(reasonConns, ErrTooMany)
+		return reasonConns, ErrTooMany
 	case !g.rate.take(l.Rate, time.Now()):
-		return g.refuse(reasonRate, ErrTooFast)
+		return reasonRate, ErrTooFast
 	}
 	g.open++
 	p.gate = g
-	return nil
+	return 0, nil
 }
 
 // enterAnyway takes a place for a connection that has been let in already, by the
@@ -153,7 +163,7 @@ func (g *Gate) enterAnyway(p *Pass, client netip.Addr) {
 	g.open++
 	p.gate = g
 	p.client = keyOf(client)
-	if p.client.IsValid() {
+	if p.client.IsValid() && g.perClient() {
 		g.clientLocked(p.client).open++
 	}
 }
@@ -170,7 +180,7 @@ func (p *Pass) Admit(addr netip.Addr) error {
 	if !l.admits(addr) {
 		return g.refuse(reasonNetwork, ErrDenied)
 	}
-	if l.MaxPerIP <= 0 && l.RatePerIP <= 0 {
+	if !g.perClient() {
 		return nil
 	}
 	key := keyOf(addr)
@@ -187,6 +197,8 @@ func (p *Pass) Admit(addr netip.Addr) error {
 	p.client = key
 	return nil
 }
+
+func (g *Gate) perClient() bool { return g.limits().MaxPerIP > 0 || g.limits().RatePerIP > 0 }
 
 // admit checks a connection of a Server.
 func (p *Pass) admit(c *Conn) error {
@@ -215,6 +227,18 @@ func (p *Pass) Leave() {
 		close(g.room)
 		g.room = nil
 	}
+}
+
+// enterAfter is Enter for an accept loop. One that saw room before it accepted may find
+// that another loop has taken it; by the policy Wait, the connection waits then.
+func (g *Gate) enterAfter(p *Pass, done <-chan struct{}) error {
+	for g.limits().Over == Wait && !isClosed(done) {
+		if _, err := g.enter(p); err == nil {
+			return nil
+		}
+		g.wait(done)
+	}
+	return g.Enter(p)
 }
 
 // wait returns when a connection may be accepted, or done is closed.
@@ -261,7 +285,8 @@ func (g *Gate) refuse(why reason, err error) error {
 }
 
 // maxClients bounds how many addresses are remembered. Beyond it those are forgotten
-// first that have nothing open: their rate begins anew.
+// that have nothing open: their rate begins anew. Those that have count for MaxConns
+// too; the next look at all of them is when they have doubled.
 const maxClients = 1 << 16
 
 func (g *Gate) clientLocked(key netip.Addr) *client {
@@ -269,17 +294,29 @@ func (g *Gate) clientLocked(key netip.Addr) *client {
 		return c
 	}
 	now := time.Now()
-	if len(g.clients) >= maxClients || now.Sub(g.swept) > time.Minute {
+	if full := len(g.clients) >= g.sweepAt; full || now.Sub(g.swept) > time.Minute {
 		g.swept = now
 		for addr, c := range g.clients {
-			if c.open == 0 && (len(g.clients) >= maxClients || now.Sub(c.rate.at) > time.Minute) {
+			if c.open == 0 && (full || now.Sub(c.rate.at) > time.Minute) {
 				delete(g.clients, addr)
 			}
 		}
+		g.sweepAt = max(maxClients, 2*len(g.clients))
 	}
 	c := &client{}
 	g.clients[key] = c
 	return c
+}
+
+// unmapped are networks as addresses are compared: v4 is v4, in whatever form it came.
+func unmapped(nets []netip.Prefix) []netip.Prefix {
+	nets = slices.Clone(nets)
+	for i, n := range nets {
+		if n.Addr().Is4In6() && n.Bits() >= 96 {
+			nets[i] = netip.PrefixFrom(n.Addr().Unmap(), n.Bits()-96)
+		}
+	}
+	return nets
 }
 
 func (l *Limits) admits(addr netip.Addr) bool {
@@ -334,7 +371,7 @@ func (b *bucket) until(rate float64, now time.Time) time.Duration {
 	if b.fill(rate, now); b.tokens >= 1 {
 		return 0
 	}
-	return time.Duration((1 - b.tokens) / rate * float64(time.Second))
+	return time.Duration((1-b.tokens)/rate*float64(time.Second)) + 1 // rounded up: never 0
 }
 
 // addrOf is the IP of an address, the zero Addr if it has none.

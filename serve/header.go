@@ -27,12 +27,12 @@ var (
 	errVersion = errors.New("serve: a PROXY header of another version")
 )
 
-func (p Proxy) trusts(peer net.Addr) bool {
+func (s *Server) trusts(peer net.Addr) bool {
 	addr := addrOf(peer)
 	if !addr.IsValid() {
-		return p.Unix
+		return s.Proxy.Unix
 	}
-	return slices.ContainsFunc(p.Trusted, func(n netip.Prefix) bool { return n.Contains(addr) })
+	return slices.ContainsFunc(s.proxies, func(n netip.Prefix) bool { return n.Contains(addr) })
 }
 
 // readHeader takes the client's address from a trusted proxy. What came behind the
@@ -41,7 +41,7 @@ func (s *Server) readHeader(c *Conn) error {
 	if len(s.Proxy.Trusted) == 0 && !s.Proxy.Unix {
 		return nil
 	}
-	if !s.Proxy.trusts(c.raw.RemoteAddr()) {
+	if !s.trusts(c.raw.RemoteAddr()) {
 		if s.Proxy.Only {
 			return errNoProxy
 		}

@@ -32,7 +32,7 @@ type passage struct {
 const (
 	// movingAtOnce bounds how many connections stand still for the move: enough to
 	// fill batches, few enough that each stands still for moments only.
-	movingAtOnce = 512
+	movingAtOnce = 256
 
 	// rawPatience is how long handlers that read for themselves may take to detach.
 	rawPatience = time.Second
@@ -48,18 +48,7 @@ func (s *Server) HandOver(ctx context.Context, send func(state []byte, conns ...
 		ctx: ctx, send: send, told: map[*Conn]struct{}{}, raw: map[*Conn]struct{}{},
 		framed: make(chan struct{}), empty: make(chan struct{}),
 	}
-	s.mu.Lock()
-	for c := range s.conns {
-		switch stage := c.stage.Load(); {
-		case stage == framed:
-			p.waiting = append(p.waiting, c)
-		case stage == handled && c.nc == c.raw:
-			p.raw[c] = struct{}{}
-		}
-	}
-	s.passing.Store(p)
-	closeOnce(s.draining)
-	s.mu.Unlock()
+	s.passAll(p)
 	defer s.passing.Store(nil)
 	p.tellMore()
 	select {
@@ -76,6 +65,28 @@ func (s *Server) HandOver(ctx context.Context, send func(state []byte, conns ...
 	return p.end()
 }
 
+// passAll begins the passage with the connections there are. A Frames connection that
+// is not that far finds the passage by itself when it is; only TLS, which cannot move,
+// could let it wait. p.mu is held over both steps, so that none leaves in between.
+func (s *Server) passAll(p *passage) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.passing.Store(p)
+	closeOnce(s.draining)
+	for c := range s.conns {
+		switch stage := c.stage.Load(); {
+		case stage == framed:
+			p.waiting = append(p.waiting, c)
+		case stage == handled && c.nc == c.raw:
+			p.raw[c] = struct{}{}
+		case stage == preparing && c.ln.tls == nil && s.rests():
+			p.told[c] = struct{}{}
+		}
+	}
+}
+
 // tellMore asks the next connections to move.
 func (p *passage) tellMore() {
 	p.mu.Lock()
@@ -88,16 +99,18 @@ func (p *passage) tellMore() {
 	p.checkLocked()
 	p.mu.Unlock()
 	for _, c := range next {
-		c.kick()
+		c.interrupt()
 	}
 }
 
 // left notes that a connection has moved, stays or is gone.
 func (p *passage) left(c *Conn) {
 	p.mu.Lock()
+	if _, told := p.told[c]; !told {
+		p.waiting = slices.DeleteFunc(p.waiting, func(o *Conn) bool { return o == c })
+	}
 	delete(p.told, c)
 	delete(p.raw, c)
-	p.waiting = slices.DeleteFunc(p.waiting, func(o *Conn) bool { return o == c })
 	refill := len(p.told) <= movingAtOnce/2 && len(p.waiting) > 0
 	p.checkLocked()
 	p.mu.Unlock()
@@ -116,6 +129,13 @@ func (p *passage) checkLocked() {
 	}
 }
 
+// ended reports whether it is too late to move.
+func (p *passage) ended() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.over || p.ctx.Err() != nil
+}
+
 func (p *passage) end() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -130,10 +150,15 @@ func (p *passage) end() error {
 func (c *Conn) move(p *passage) bool {
 	defer p.left(c)
 	c.tried = p
-	if c.nc != c.raw || c.flush() != nil || p.ctx.Err() != nil {
+	if c.nc != c.raw || c.stop() != nil {
 		return false // TLS cannot move
 	}
-	return c.passOn(p, c.in.bytes(), nil) == nil
+	if c.passOn(p, c.in.bytes(), nil) != nil {
+		c.out.resume(nil)
+		return false
+	}
+	c.out.resume(errMoved)
+	return true
 }
 
 // Detach passes a connection of a handler that reads for itself to the successor:
@@ -158,7 +183,7 @@ func (c *Conn) Detach(unread, state []byte) error {
 // passOn sends one connection.
 func (c *Conn) passOn(p *passage, unread, state []byte) error {
 	sc, ok := c.raw.(syscall.Conn)
-	if !ok {
+	if !ok || p.ended() {
 		return errors.ErrUnsupported
 	}
 	if m, ok := c.Session.(encoding.BinaryMarshaler); ok && state == nil {
@@ -201,7 +226,7 @@ func (s *Server) TakeOver(state []byte, fds []int) error {
 	c := s.newConn(&listening{}, raw)
 	c.unread, c.state, c.taken, c.client = r.unread, r.state, true, r.addr()
 	if s.Resume != nil {
-		if err := s.Resume(c, r.state); err != nil {
+		if err := s.resume(c, r.state); err != nil {
 			c.cancel()
 			raw.Close()
 			return err
@@ -219,6 +244,16 @@ func (s *Server) TakeOver(state []byte, fds []int) error {
 	c.rests = s.rests()
 	go s.serveConn(c) // which serving waits for
 	return nil
+}
+
+// resume calls Resume. A panic there is this connection's, which stays.
+func (s *Server) resume(c *Conn, state []byte) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.panicked(c, p)
+		}
+	}()
+	return s.Resume(c, state)
 }
 
 // record is a connection without its socket: a version, the client's address if a

@@ -11,8 +11,8 @@ import (
 // waiting in a new goroutine, which does nothing but wait, on a stack of 2 KiB; with
 // what the socket needs, that makes less than 4 KiB for each idle connection.
 
-// restAfter is how long a connection is idle before it rests.
-const restAfter = 5 * time.Second
+// restAfter is how long a connection is idle before it rests. Only tests change it.
+var restAfter = 5 * time.Second
 
 // errRest ends a goroutine whose connection goes on resting.
 var errRest = errors.New("serve: the connection rests")
@@ -26,7 +26,7 @@ func (s *Server) rests() bool {
 // mayRest reports whether what ended the wait was not Timeouts.Idle.
 func (c *Conn) mayRest() bool {
 	idle := c.srv.limits.Idle
-	return c.rests && c.in.raw != nil && c.in.len() == 0 && (idle == 0 || time.Since(c.quiet) < idle)
+	return c.rests && c.in.raw != nil && c.in.len() == 0 && !c.reads.own.Load() && (idle == 0 || time.Since(c.quiet) < idle)
 }
 
 // idleLimit is how long to wait in this goroutine.
@@ -50,14 +50,18 @@ func (c *Conn) await() error {
 	if idle := c.srv.limits.Idle; idle > 0 {
 		end = c.quiet.Add(idle)
 	}
-	c.raw.SetReadDeadline(end)
+	c.mu.Lock()
 	c.reads.forget()
-	if c.kicked.Load() {
+	if !c.poked && c.own.IsZero() {
+		c.raw.SetReadDeadline(end)
+	}
+	c.mu.Unlock()
+	n, err := c.in.fill()
+	switch {
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+		return c.filled(n, err)
+	case c.unpoke():
 		return nil
 	}
-	n, err := c.in.fill()
-	if errors.Is(err, os.ErrDeadlineExceeded) && !c.kicked.Load() {
-		return ErrReadTimeout
-	}
-	return c.filled(n, err)
+	return ErrReadTimeout
 }

@@ -8,10 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-net/holdfast/internal/spool"
 )
 
 // ErrServerClosed is what Serve returns after Shutdown or Close. It matches
@@ -54,13 +57,16 @@ type Server struct {
 	// Conn.Resumed only.
 	Resume func(c *Conn, state []byte) error
 
-	Log     *slog.Logger // nil discards
+	Log     *slog.Logger // nil discards; what is too slow to take it loses records, and says so
 	Observe func(Event)  // nil is nobody; called from many goroutines, never under a lock
 
 	once     sync.Once
 	gate     *Gate
 	log      *slog.Logger
+	endLog   func(time.Duration)
 	limits   timeouts
+	proxies  []netip.Prefix
+	failures sparingly // of headers and handshakes, in the log
 	base     context.Context
 	cancel   context.CancelCauseFunc
 	draining chan struct{} // closed when Draining begins
@@ -74,7 +80,8 @@ type Server struct {
 	mu        sync.Mutex
 	conns     map[*Conn]struct{}
 	listeners map[*listening]struct{}
-	accepting int // loops that may come up with one more connection
+	own       *listening // of the connections that were accepted elsewhere
+	accepting int        // loops that may come up with one more connection
 	keys      [][32]byte
 	isDrained bool
 	isClosed  bool          // no connection is served any more
@@ -89,7 +96,7 @@ type Timeouts struct {
 	Header    time.Duration // the PROXY header: 5 s
 	Idle      time.Duration // between two messages, or reads of a raw handler: 1 h
 	Read      time.Duration // of one message, from its first byte: 30 s
-	Write     time.Duration // without the peer taking a byte: 30 s
+	Write     time.Duration // for the peer to take what is written, or 128 KiB of it: 30 s
 	Lifetime  time.Duration // of a connection, ended between two messages: none
 }
 
@@ -134,12 +141,10 @@ func (s *Server) begin() {
 		if s.Handler == nil {
 			panic("serve: a Server without a Handler")
 		}
-		s.log = s.Log
-		if s.log == nil {
-			s.log = slog.New(slog.DiscardHandler)
-		}
+		s.log, s.endLog = spool.New(s.Log) // what blocks a log must not block a connection
 		s.gate = &Gate{Limits: s.Limits}
 		s.limits = s.Timeouts.withDefaults()
+		s.proxies = unmapped(s.Proxy.Trusted)
 		s.base, s.cancel = context.WithCancelCause(context.Background())
 		s.draining, s.closed = make(chan struct{}), make(chan struct{})
 		s.quiet, s.empty = make(chan struct{}), make(chan struct{})
@@ -152,12 +157,12 @@ func (s *Server) begin() {
 // admitted, and closed at the end. It returns why it ended.
 func (s *Server) ServeConn(conn net.Conn) error {
 	s.begin()
-	ln, err := s.newListening(nil)
+	ln, err := s.elsewhere()
 	if err != nil {
 		conn.Close()
 		return err
 	}
-	c, err := s.admit(ln, conn)
+	c, err := s.admit(ln, conn, s.gate.Enter)
 	if err != nil {
 		return err
 	}
@@ -167,14 +172,16 @@ func (s *Server) ServeConn(conn net.Conn) error {
 func (s *Server) newConn(ln *listening, raw net.Conn) *Conn {
 	c := &Conn{srv: s, ln: ln, raw: raw, nc: raw, id: s.ids.Add(1)}
 	c.ctx, c.cancel = context.WithCancel(s.base)
+	c.reads.forget()
+	c.writes.forget()
 	return c
 }
 
 // admit counts a connection and enters it in the books. What is refused is closed.
-func (s *Server) admit(ln *listening, raw net.Conn) (*Conn, error) {
+func (s *Server) admit(ln *listening, raw net.Conn, enter func(*Pass) error) (*Conn, error) {
 	s.counts.accepted.Add(1)
 	c := s.newConn(ln, raw)
-	if err := s.gate.Enter(&c.pass); err != nil {
+	if err := enter(&c.pass); err != nil {
 		c.cancel()
 		s.refuse(raw, err)
 		return nil, err
@@ -198,6 +205,15 @@ func (s *Server) enlist(c *Conn) bool {
 	s.conns[c] = struct{}{}
 	s.serving.Add(1)
 	return true
+}
+
+// beside runs do in a goroutine that serving waits for, unless the connection is gone.
+func (s *Server) beside(c *Conn, do func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, open := s.conns[c]; open {
+		s.serving.Go(do) // its own count is in serving, which so is not at zero
+	}
 }
 
 func (s *Server) delist(c *Conn) {
@@ -233,8 +249,7 @@ func closeOnce(c chan struct{}) {
 func (s *Server) serveConn(c *Conn) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("serve: panic: %v", p)
-			s.panicked(c, p)
+			err = s.panicked(c, p)
 		}
 		if err == errRest {
 			c.publish()
@@ -274,15 +289,14 @@ func (s *Server) handle(c *Conn) {
 // prepare does what comes before the handler.
 func (s *Server) prepare(ctx context.Context, c *Conn) error {
 	if c.taken {
-		return nil // the predecessor did
+		return s.Socket.apply(c.raw) // the rest its predecessor did
 	}
 	if err := s.Socket.apply(c.raw); err != nil {
 		return err
 	}
 	if err := s.readHeader(c); err != nil {
 		s.counts.badHeaders.Add(1)
-		s.event(Event{Kind: HeaderFailed, Remote: c.raw.RemoteAddr(), Err: err})
-		return err
+		return s.unprepared(HeaderFailed, c, err)
 	}
 	if err := c.pass.admit(c); err != nil {
 		s.refuse(c.raw, err)
@@ -293,17 +307,27 @@ func (s *Server) prepare(ctx context.Context, c *Conn) error {
 	}
 	if err := s.shake(ctx, c); err != nil {
 		s.counts.handshakeFailures.Add(1)
-		s.event(Event{Kind: HandshakeFailed, Remote: c.RemoteAddr(), Err: err})
-		return err
+		return s.unprepared(HandshakeFailed, c, err)
 	}
 	return nil
 }
 
-func (s *Server) panicked(c *Conn, p any) {
-	stack := debug.Stack()
+// unprepared tells of a client that did not get as far as the handler. Such there may
+// be many.
+func (s *Server) unprepared(what EventKind, c *Conn, err error) error {
+	if unlogged, now := s.failures.now(); now {
+		s.log.Warn("serve: "+string(what), "remote", c.RemoteAddr(), "err", clip(err.Error()), "unlogged", unlogged)
+	}
+	s.event(Event{Kind: what, Remote: c.RemoteAddr(), Err: err})
+	return err
+}
+
+func (s *Server) panicked(c *Conn, p any) error {
+	stack, err := debug.Stack(), fmt.Errorf("serve: panic: %v", p)
 	s.counts.panics.Add(1)
 	s.log.Error("serve: panic in a handler", "id", c.id, "remote", c.RemoteAddr(), "panic", clip(fmt.Sprint(p)), "stack", string(stack))
-	s.event(Event{Kind: Panicked, Remote: c.RemoteAddr(), Err: fmt.Errorf("serve: panic: %v", p), Stack: stack})
+	s.event(Event{Kind: Panicked, Remote: c.RemoteAddr(), Err: err, Stack: stack})
+	return err
 }
 
 func (s *Server) refuse(raw net.Conn, err error) {
@@ -320,6 +344,7 @@ func (s *Server) refuse(raw net.Conn, err error) {
 // those were. Nothing runs any more when it returns.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.begin()
+	defer s.endLog(time.Second)
 	s.stopAccepting()
 	select {
 	case <-s.quiet:
@@ -345,6 +370,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 // that does not heed its context or its connection is waited for.
 func (s *Server) Close() error {
 	s.begin()
+	defer s.endLog(time.Second)
 	s.stopAccepting()
 	<-s.quiet
 	s.cutAll()
@@ -424,9 +450,10 @@ func (s *Server) TicketKeys(keys [][32]byte) {
 	defer s.mu.Unlock()
 	s.keys = keys
 	for ln := range s.listeners {
-		if ln.tls != nil {
-			ln.tls.SetTickets(keys)
-		}
+		ln.setTickets(keys)
+	}
+	if s.own != nil {
+		s.own.setTickets(keys)
 	}
 }
 

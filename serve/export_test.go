@@ -1,0 +1,30 @@
+package serve
+
+import "time"
+
+// RestAfter makes idle connections rest sooner, until what it returns is called.
+func RestAfter(d time.Duration) (restore func()) {
+	before := restAfter
+	restAfter = d
+	return func() { restAfter = before }
+}
+
+// Clients is how many addresses a gate remembers.
+func (g *Gate) Clients() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.clients)
+}
+
+const MaxClients = maxClients
+
+// Record is what a connection is to its successor.
+func Record(client string, state, unread []byte) []byte {
+	return record{client, state, unread}.encode()
+}
+
+// ReadRecord is the inverse of Record.
+func ReadRecord(b []byte) (client string, state, unread []byte, err error) {
+	r, err := decodeRecord(b)
+	return r.client, r.state, r.unread, err
+}
