@@ -131,6 +131,12 @@ func parseBound(text string, k kind, networks []string) (*bound, error) {
 	if a.Network == "tls" {
 		return nil, fmt.Errorf("restart: %s: the server does TLS, so its address is tcp://%s", a, a.Addr)
 	}
+	if _, err := options(a); err != nil {
+		return nil, err
+	}
+	if k == kindStream && a.Params["type"] == "dgram" {
+		return nil, fmt.Errorf("restart: %s: for datagrams there is BindPacket", a)
+	}
 	for _, n := range networks {
 		if a.Network == n {
 			return &bound{kind: k, name: name, addr: a}, nil

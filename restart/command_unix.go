@@ -32,12 +32,12 @@ func (w *underling) become(args []string) error {
 	for _, b := range w.binds {
 		files, names = append(files, b.raw), append(names, b.name)
 	}
-	if err := place(files); err != nil {
+	env := append(cleanEnvFor(os.Getenv("NOTIFY_SOCKET")), inheritEnv(names)...)
+	resetSignals(slices.Concat(w.cfg.Signals.Restart, w.cfg.Signals.Stop))
+	if err := place(files); err != nil { // what was there before is gone: nothing may come between this and Exec
 		return err
 	}
-	signals := slices.Concat(w.cfg.Signals.Restart, w.cfg.Signals.Stop)
-	resetSignals(signals)
-	err = syscall.Exec(path, args, append(cleanEnvFor(os.Getenv("NOTIFY_SOCKET")), inheritEnv(names)...))
+	err = syscall.Exec(path, args, env)
 	return fmt.Errorf("restart: run %s: %w", path, err)
 }
 
@@ -56,7 +56,6 @@ func place(files []*os.File) error {
 		if err := dup2(fd, listenStart+i); err != nil {
 			return os.NewSyscallError("dup", err)
 		}
-		unix.SetNonblock(listenStart+i, false) // as systemd passes them
 	}
 	return nil
 }

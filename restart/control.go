@@ -77,6 +77,18 @@ func untilGone(ctx context.Context, admin, verb string) error {
 	return err
 }
 
+// Reopen has a service open its log files anew, as Config.Reopen does it.
+func Reopen(ctx context.Context, admin string) error {
+	var r Result
+	if err := call(ctx, admin, "reopen", &r); err != nil {
+		return err
+	}
+	if !r.OK {
+		return errors.New(r.Err)
+	}
+	return nil
+}
+
 // Ask asks a supervisor how it is.
 func Ask(ctx context.Context, admin string) (s Status, err error) {
 	return s, call(ctx, admin, "status", &s)

@@ -98,6 +98,8 @@ func (c *controlSocket) serve(ctx context.Context, handle func(context.Context, 
 func answerOrder(ctx context.Context, conn net.Conn, handle func(context.Context, string) any) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(orderTime))
+	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) }) // the end waits for nobody
+	defer stop()
 	line, err := bufio.NewReader(io.LimitReader(conn, maxOrder)).ReadBytes('\n')
 	var o order
 	if err == nil {
@@ -137,6 +139,18 @@ func (s *supervisor) handle(ctx context.Context, verb string) any {
 		case <-s.done:
 			return nil
 		}
+	case "reopen":
+		if err := s.cfg.reopen(); err != nil {
+			return Result{Err: oneLine(err.Error())}
+		}
+		s.post(func() {
+			for _, g := range s.gens {
+				if !g.command {
+					g.send(message{kind: msgReopen, optional: true})
+				}
+			}
+		})
+		return Result{OK: true}
 	case "drain", "stop":
 		drain := s.cfg.Timeouts.Drain
 		if verb == "stop" {

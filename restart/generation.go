@@ -80,16 +80,20 @@ type generation struct {
 	protocol version
 	wants    []want
 	load     bool
+	awaits   *generation   // whose state it is to be given
 	notify   *notifySocket // a command's
 
 	totals  map[string]int64
+	broken  error // why it is not heard any more
 	failure error // why it is to be gone
 	cutErr  error // why it was not given the time to leave
 	status  string
 	timers  []*time.Timer
 	over    bool
 	gone    chan struct{} // closed when over
-	leaveBy *time.Timer
+	leaveBy *time.Timer   // kills it, at leaveEnd
+
+	leaveEnd time.Time
 }
 
 func (g *generation) pid() int {
@@ -165,6 +169,7 @@ func (g *generation) read() {
 	for {
 		m, err := g.link.receive()
 		if err != nil {
+			g.s.post(func() { g.unheard(err) })
 			return
 		}
 		g.s.post(func() {
@@ -175,6 +180,20 @@ func (g *generation) read() {
 			}
 		})
 	}
+}
+
+// unheard is called when a link has ended. A process that exits gets a moment, for how
+// it exits says more; one that lives on cannot be led any more.
+func (g *generation) unheard(err error) {
+	if g.over || g.command || g.phase == leaving {
+		return
+	}
+	g.broken = fmt.Errorf("restart: the link to the worker has ended: %w", err)
+	g.after(time.Second, func() {
+		if g.phase != leaving {
+			g.s.fail(g, g.broken)
+		}
+	})
 }
 
 // wait reports the exit, after all that was said before it. What the process left
@@ -227,7 +246,9 @@ func (g *generation) cause() error {
 // not read any more is as good as dead.
 func (g *generation) send(m message, files ...*os.File) {
 	for _, f := range files {
-		m.files = append(m.files, int(dup(f.Fd())))
+		if fd := dup(f.Fd()); fd != ^uintptr(0) { // without it, what can be drained is
+			m.files = append(m.files, int(fd))
+		}
 		f.Close()
 	}
 	if g.over || g.outbox == nil {
@@ -255,7 +276,7 @@ func (g *generation) heard(m message) {
 		g.s.ready(g)
 	case msgPaused: // clients find the successor; nothing waits for this
 	case msgState:
-		if n := g.s.next; n != nil && n.load && n.phase == starting {
+		if n := g.s.next; n != nil && n.awaits == g {
 			n.welcome(m.body)
 		}
 	case msgTotals:
@@ -297,7 +318,9 @@ func (g *generation) greeted(m message) {
 	g.s.tasks.Go(func() {
 		defer cancel()
 		made, err := bindAll(ctx, missing)
-		g.s.post(func() { g.bound(made, err) })
+		if !g.s.post(func() { g.bound(made, err) }) {
+			closeSockets(made)
+		}
 	})
 }
 
@@ -310,7 +333,13 @@ func (g *generation) bound(made []*socket, err error) {
 		return
 	}
 	g.s.sockets.add(made)
+	if g.command {
+		for _, one := range made { // as systemd passes them; later it is for those who share them
+			unix.SetNonblock(one.fd, false)
+		}
+	}
 	if old := g.s.current; g.load && old != nil && old.protocol.has(featureState) && g.protocol.has(featureState) {
+		g.awaits = old
 		old.tell(msgSave, nil) // its answer goes on from here
 		return
 	}
@@ -319,6 +348,7 @@ func (g *generation) bound(made []*socket, err error) {
 
 // welcome passes everything on.
 func (g *generation) welcome(state []byte) {
+	g.awaits = nil
 	g.tell(msgWelcome, welcome{Protocol: protocol, Generation: g.id})
 	for wants, fds := range g.s.sockets.batches(g.wants) {
 		g.tell(msgSockets, wants, fds...)
@@ -326,7 +356,7 @@ func (g *generation) welcome(state []byte) {
 	if g.protocol.has(featureKeys) {
 		g.tell(msgKeys, g.s.keys.keys)
 	}
-	if state != nil {
+	if len(state) > 0 {
 		g.send(message{kind: msgState, body: state})
 	}
 	g.tell(msgBegin, nil)
@@ -364,9 +394,14 @@ func (g *generation) leave(drain time.Duration, to *os.File) {
 			g.send(m)
 		}
 	}
+	end := time.Now().Add(drain + g.s.cfg.Timeouts.Stop)
 	if g.leaveBy != nil {
+		if end.After(g.leaveEnd) {
+			return // it had less time already
+		}
 		g.leaveBy.Stop()
 	}
+	g.leaveEnd = end
 	g.leaveBy = g.after(drain+g.s.cfg.Timeouts.Stop, func() {
 		if g.cutErr == nil {
 			g.cutErr = errors.New("restart: it did not leave in time")

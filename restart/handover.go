@@ -10,6 +10,7 @@ import (
 	"net"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -50,6 +51,7 @@ type sender struct {
 	ended chan struct{} // closed when nothing is answered any more
 	stop  chan struct{} // closed by close
 	wg    sync.WaitGroup
+	taken atomic.Int64 // items that are the successor's
 
 	mu       sync.Mutex
 	next     uint32
@@ -82,7 +84,11 @@ func (s *sender) send(server string, state []byte, conns []syscall.Conn) error {
 		m := &moving{server, state, fds, make(chan error, 1)}
 		select {
 		case s.queue <- m:
-			return <-m.done
+			err := <-m.done
+			if err == nil {
+				s.taken.Add(1)
+			}
+			return err
 		case <-s.ended:
 			return errNotTaken
 		}
@@ -117,7 +123,10 @@ func (s *sender) write() {
 		var items []*moving
 		items, first = s.gather(first)
 		if !s.ship(items) {
-			s.link.close() // read answers for all
+			s.link.close() // read answers for all that was sent
+			if first != nil {
+				resolve([]*moving{first}, errNotTaken)
+			}
 			return
 		}
 	}

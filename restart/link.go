@@ -32,9 +32,10 @@ type link struct {
 }
 
 const (
-	maxBody   = 65 << 20 // a state of 64 MiB and what is around it
-	maxFiles  = 250      // Linux takes 253 with one message
-	optional  = 1        // flag: may be skipped
+	maxSaved  = 64 << 20 // of a worker's state
+	maxBody   = maxSaved + 1<<20
+	maxFiles  = 250 // Linux takes 253 with one message
+	optional  = 1   // flag: may be skipped
 	writeTime = 10 * time.Second
 )
 
@@ -103,7 +104,7 @@ func (l *link) send(m message) error {
 	defer func() { l.turn <- struct{}{} }()
 	l.conn.SetWriteDeadline(time.Now().Add(writeTime)) // the other side reads all the time, or is gone
 	n, _, err := l.conn.WriteMsgUnix(out, rights, nil)
-	if err != nil {
+	if err != nil || n == len(out) { // a write of nothing could still fail, and unsay what was said
 		return err
 	}
 	_, err = l.conn.Write(out[n:])
@@ -122,7 +123,7 @@ func (l *link) receive() (message, error) {
 	size := binary.BigEndian.Uint32(head)
 	if int(binary.BigEndian.Uint16(head[6:])) != len(files) || size > maxBody {
 		closeFiles(files)
-		return message{}, errors.New("restart: the link is out of step")
+		return message{}, errors.New("it is out of step")
 	}
 	m.body = make([]byte, size)
 	if _, err := io.ReadFull(l.conn, m.body); err != nil {
@@ -145,7 +146,7 @@ func (l *link) readHead(head []byte) (files []int, err error) {
 		}
 		switch {
 		case flags&unix.MSG_CTRUNC != 0:
-			return files, errors.New("restart: file descriptors were lost: is the limit of open files reached?")
+			return files, errors.New("file descriptors were lost: is the limit of open files reached?")
 		case err != nil:
 			return files, err
 		case n == 0 && got == 0:

@@ -116,10 +116,14 @@ func (l *listener) resume() {
 	}
 }
 
-// Close ends Accept here; the socket lives on where else it is held.
-func (l *listener) Close() error {
-	l.shut.Do(func() { close(l.closed) })
-	return l.Listener.Close()
+// Close ends Accept here; the socket lives on where else it is held. Both the worker
+// and the server close it, and for the second of them all is well.
+func (l *listener) Close() (err error) {
+	l.shut.Do(func() {
+		close(l.closed)
+		err = l.Listener.Close()
+	})
+	return err
 }
 
 // SyscallConn gives access to the socket, for those who set options.

@@ -66,6 +66,7 @@ const (
 	msgTake    msgKind = 22 // with the link to the predecessor
 	msgKeys    msgKind = 23 // the ticket keys, newest first
 	msgBegin   msgKind = 24 // everything has been passed: load, start, serve
+	msgReopen  msgKind = 25 // the log files
 )
 
 type hello struct {

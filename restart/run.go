@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -44,8 +45,12 @@ type Config struct {
 
 	Signals Signals
 
-	Log     *slog.Logger // nil discards
-	Observe func(Event)  // called in order, by one goroutine; nil is nobody
+	// Reopen opens log files anew, after they were moved away. It is called, in the
+	// supervisor and in every worker, when the control socket says so.
+	Reopen func() error
+
+	Log     *slog.Logger // nil discards; what is too slow to take it loses records, and says so
+	Observe func(Event)  // in the supervisor, in order, by one goroutine; while it is slow up to 256 wait. nil is nobody
 }
 
 // State is what a worker passes on besides its connections, at most 64 MiB. Save
@@ -84,7 +89,10 @@ type Timeouts struct {
 type Signals struct {
 	Restart []os.Signal // SIGHUP and SIGUSR1
 	Stop    []os.Signal // SIGTERM and SIGINT: drain and exit; a second one exits at once
+	Forward []os.Signal // to the worker that serves; to a Command SIGUSR2 and SIGWINCH, else none
 }
+
+func (s Signals) all() []os.Signal { return slices.Concat(s.Restart, s.Stop, s.Forward) }
 
 // ErrStopped is what Run returns when a second signal ended it without a drain.
 var ErrStopped = errors.New("restart: stopped at once, before the drain ended")
@@ -114,7 +122,7 @@ func (cfg Config) withDefaults() Config {
 	t.Drain = orNever(cmp.Or(t.Drain, 30*time.Second))
 	t.Stop = orNever(cmp.Or(t.Stop, 5*time.Second))
 	t.Confirm = max(cmp.Or(t.Confirm, 5*time.Second), 0)
-	cfg.Signals = cfg.Signals.withDefaults()
+	cfg.Signals = cfg.Signals.withDefaults(len(cfg.Command.Args) > 0)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -122,6 +130,13 @@ func (cfg Config) withDefaults() Config {
 		cfg.Observe = func(Event) {}
 	}
 	return cfg
+}
+
+func (cfg Config) reopen() error {
+	if cfg.Reopen == nil {
+		return nil
+	}
+	return cfg.Reopen()
 }
 
 // never is longer than any process lives.
@@ -174,6 +189,7 @@ func serveHere(ctx context.Context, cfg Config, binds []*bound) error {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
+	stop() // a second signal is not for us, and ends the process
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.Timeouts.Drain)
 	defer cancel()
 	return errors.Join(err, w.shutdown(ctx))

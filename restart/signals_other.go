@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-func (s Signals) withDefaults() Signals {
+func (s Signals) withDefaults(bool) Signals {
 	if s.Stop == nil {
 		s.Stop = []os.Signal{os.Interrupt, syscall.SIGTERM}
 	}

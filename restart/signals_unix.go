@@ -8,12 +8,15 @@ import (
 	"syscall"
 )
 
-func (s Signals) withDefaults() Signals {
+func (s Signals) withDefaults(command bool) Signals {
 	if s.Restart == nil {
 		s.Restart = []os.Signal{syscall.SIGHUP, syscall.SIGUSR1}
 	}
 	if s.Stop == nil {
 		s.Stop = []os.Signal{syscall.SIGTERM, syscall.SIGINT}
+	}
+	if s.Forward == nil && command {
+		s.Forward = []os.Signal{syscall.SIGUSR2, syscall.SIGWINCH}
 	}
 	return s
 }

@@ -22,7 +22,7 @@ type socket struct {
 	fd    int
 	file  listen.File // of a Unix socket that was bound here
 	fresh bool        // bound for a successor that is not committed
-	given bool        // by systemd: its name is what counts, and its file is not ours
+	given bool        // by systemd: its name or its address is what counts, and its file is not ours
 }
 
 // sockets are all of them. The loop of the supervisor owns them.
@@ -30,7 +30,7 @@ type sockets struct{ all []*socket }
 
 func (s *sockets) find(w want) *socket {
 	for _, have := range s.all {
-		if have.want == w || (have.given && have.Name == w.Name && have.Kind == w.Kind) {
+		if have.want == w || (have.given && have.Kind == w.Kind && (have.Name == w.Name || have.Addr == w.Addr)) {
 			return have
 		}
 	}
@@ -57,7 +57,7 @@ func (s *sockets) keep(w want, fd int) {
 		unix.Close(fd)
 		return
 	}
-	s.all = append(s.all, &socket{want: w, fd: fd})
+	s.all = append(s.all, &socket{want: w, fd: fd, fresh: true})
 }
 
 // batches are the sockets for a worker, in as many messages as it takes.

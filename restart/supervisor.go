@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/holdfast-net/holdfast/internal/backoff"
+	"github.com/holdfast-net/holdfast/internal/spool"
 )
 
 // supervisor keeps what outlives a worker. One goroutine, that of run, owns all of
@@ -24,6 +25,7 @@ type supervisor struct {
 	events  chan func()
 	done    chan struct{} // closed when the loop has ended
 	tasks   sync.WaitGroup
+	notices chan Event // for Config.Observe
 
 	gens    []*generation // all that live, oldest first
 	current *generation   // the one that serves
@@ -71,9 +73,12 @@ var respawnAfter = backoff.Policy{Base: 50 * time.Millisecond, Max: 30 * time.Se
 const stable = 10 * time.Second
 
 func supervise(ctx context.Context, cfg Config, program program) error {
+	log, endLog := spool.New(cfg.Log) // what blocks a log must not block a restart
+	defer endLog(time.Second)
+	cfg.Log = log
 	s := &supervisor{
 		cfg: cfg, program: program,
-		events: make(chan func()), done: make(chan struct{}),
+		events: make(chan func()), done: make(chan struct{}), notices: make(chan Event, maxNotices),
 		totals: map[string]int64{}, history: history{started: time.Now()},
 		systemd: newSystemd(), pidfile: &pidFile{path: cfg.PIDFile},
 	}
@@ -85,13 +90,28 @@ func supervise(ctx context.Context, cfg Config, program program) error {
 		return err
 	}
 	s.sockets.adopt(s.systemd.sockets())
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		for e := range s.notices {
+			cfg.Observe(e)
+		}
+	}()
 	s.run(ctx)
+	close(s.notices)
+	select {
+	case <-told:
+	case <-time.After(time.Second): // the user's function is stuck
+	}
 	return s.err
 }
 
+// maxNotices is how many events may wait for Config.Observe; further ones are dropped.
+const maxNotices = 256
+
 func (s *supervisor) run(ctx context.Context) {
 	signals := make(chan os.Signal, 16)
-	if all := slices.Concat(s.cfg.Signals.Restart, s.cfg.Signals.Stop); len(all) > 0 {
+	if all := s.cfg.Signals.all(); len(all) > 0 {
 		signal.Notify(signals, all...)
 	}
 	defer signal.Stop(signals)
@@ -108,10 +128,13 @@ func (s *supervisor) run(ctx context.Context) {
 		case happened := <-s.events:
 			happened()
 		case sig := <-signals:
-			if slices.Contains(s.cfg.Signals.Stop, sig) {
+			switch {
+			case slices.Contains(s.cfg.Signals.Stop, sig):
 				s.stop()
-			} else {
+			case slices.Contains(s.cfg.Signals.Restart, sig):
 				s.ask(&request{answer: make(chan Result, 1)})
+			case s.current != nil:
+				s.current.signal(sig)
 			}
 		case <-ended:
 			ended = nil
@@ -129,10 +152,12 @@ func (s *supervisor) run(ctx context.Context) {
 }
 
 // post hands what happened to the loop. It is dropped when that has ended.
-func (s *supervisor) post(happened func()) {
+func (s *supervisor) post(happened func()) (taken bool) {
 	select {
 	case s.events <- happened:
+		return true
 	case <-s.done:
+		return false
 	}
 }
 
@@ -143,9 +168,9 @@ func (s *supervisor) finish() {
 	s.answer(&s.asked, Result{Err: "the service is stopping"})
 	s.answer(&s.queued, Result{Err: "the service is stopping"})
 	close(s.done)
-	s.control.close()
 	s.sockets.close()
 	s.pidfile.remove()
+	s.control.close() // last: who asked for the end is told so by this
 	s.tasks.Wait()
 }
 
@@ -166,15 +191,15 @@ func (s *supervisor) ask(r *request) {
 // nobody wanted it, because the last one crashed.
 func (s *supervisor) begin(asked []*request) {
 	s.asked = append(s.asked, asked...)
+	if len(asked) > 0 {
+		s.systemd.reloading()
+	}
 	if s.parked = s.crowded(); s.parked {
 		return // onExit goes on
 	}
 	if s.respawn != nil {
 		s.respawn.Stop()
 		s.respawn = nil
-	}
-	if len(asked) > 0 {
-		s.systemd.reloading()
 	}
 	s.count++
 	g := &generation{id: s.count, s: s, started: time.Now(), command: len(s.cfg.Command.Args) > 0, gone: make(chan struct{})}
@@ -220,7 +245,11 @@ func (s *supervisor) ready(g *generation) {
 	}
 	s.current.pause()
 	g.after(s.cfg.Timeouts.Confirm, func() {
-		if !s.stopping && g == s.next {
+		switch {
+		case s.stopping || g != s.next:
+		case g.broken != nil:
+			s.fail(g, g.broken)
+		default:
 			s.commit()
 		}
 	})
@@ -310,7 +339,7 @@ func (s *supervisor) rollBack(g *generation) {
 	s.next = nil
 	err := g.cause()
 	s.history.rolledBack++
-	s.history.lastError = clip(err.Error())
+	s.history.lastError = oneLine(err.Error())
 	s.happened(RolledBack, g, err)
 	s.sockets.rollBack()
 	if s.history.committed == 0 { // there is nothing to go back to
@@ -319,9 +348,9 @@ func (s *supervisor) rollBack(g *generation) {
 	}
 	if s.current != nil {
 		s.current.resume()
-		s.systemd.notify("READY=1\nSTATUS=the restart failed: " + oneLine(err.Error()))
+		s.systemd.notify("READY=1\nSTATUS=the restart failed: " + s.history.lastError)
 	}
-	s.answer(&s.asked, Result{Err: clip(err.Error())})
+	s.answer(&s.asked, Result{Err: s.history.lastError})
 	switch {
 	case len(s.queued) > 0:
 		s.followUp()
@@ -336,13 +365,15 @@ func (s *supervisor) crashed(g *generation) {
 	s.current = nil
 	s.history.crashed++
 	err := g.cause()
-	s.history.lastError = clip(err.Error())
+	s.history.lastError = oneLine(err.Error())
 	s.happened(Crashed, g, err)
 	switch {
 	case s.next == nil:
 		s.reviveLater()
 	case s.next.phase == ready:
 		s.commit()
+	case s.next.awaits == g:
+		s.next.welcome(nil) // what the dead one knew is lost
 	}
 }
 
@@ -379,6 +410,7 @@ func (s *supervisor) leaveAll(drain time.Duration, err error) {
 		s.err = err
 		s.systemd.notify("STOPPING=1")
 		s.happened(Stopping, nil, err)
+		s.sockets.close() // who connects now is refused, as soon as the workers close theirs
 	}
 	for _, g := range s.gens {
 		if g.phase == starting {
@@ -389,12 +421,13 @@ func (s *supervisor) leaveAll(drain time.Duration, err error) {
 	}
 }
 
-// cut ends a generation that leaves: what it still serves is closed.
+// cut leaves a generation that leaves little time: it may be about to hand over, but
+// what it still serves then is closed.
 func (s *supervisor) cut(g *generation, why error) {
 	if g.cutErr == nil {
 		g.cutErr = why
 		s.happened(Cut, g, why)
-		g.leave(0, nil)
+		g.leave(min(s.cfg.Timeouts.Stop, s.cfg.Timeouts.Drain), nil)
 	}
 }
 
@@ -424,7 +457,10 @@ func (s *supervisor) happened(kind EventKind, g *generation, err error) {
 		e.Generation, e.PID, e.Duration = g.id, g.pid(), time.Since(g.started)
 	}
 	s.cfg.Log.LogAttrs(context.Background(), e.level(), "restart: "+string(kind), e.attrs()...)
-	s.cfg.Observe(e)
+	select {
+	case s.notices <- e:
+	default:
+	}
 }
 
 // sum is what the counters of all generations come to.

@@ -9,10 +9,12 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/holdfast-net/holdfast/internal/spool"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +23,8 @@ type underling struct {
 	worker
 	link     *link
 	protocol version
-	messages chan message // closed when the link breaks
+	messages chan message  // closed when the link breaks
+	arriving chan struct{} // closed when the predecessor has handed over; obey's
 	tasks    sync.WaitGroup
 }
 
@@ -32,11 +35,18 @@ var errOrphaned = errors.New("restart: the supervisor is gone")
 
 // runWorker is Run in a worker.
 func runWorker(ctx context.Context, cfg Config, binds []*bound, file *os.File) error {
+	log, endLog := spool.New(cfg.Log)
+	defer endLog(time.Second)
+	cfg.Log = log
 	l, err := newLink(file)
 	if err != nil {
 		return err
 	}
-	w := &underling{worker: worker{cfg: cfg, binds: binds, log: cfg.Log}, link: l, messages: make(chan message)}
+	w := &underling{
+		worker: worker{cfg: cfg, binds: binds, log: cfg.Log}, link: l,
+		messages: make(chan message), arriving: make(chan struct{}),
+	}
+	close(w.arriving) // nothing is, yet
 	ignored := ignoreSignals(cfg.Signals)
 	defer ignored()
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -58,7 +68,7 @@ func runWorker(ctx context.Context, cfg Config, binds []*bound, file *os.File) e
 // its processes, and only one of them knows what to do.
 func ignoreSignals(s Signals) (restore func()) {
 	c := make(chan os.Signal, 1)
-	if all := append(append([]os.Signal{}, s.Restart...), s.Stop...); len(all) > 0 {
+	if all := slices.Concat(s.Restart, s.Stop); len(all) > 0 {
 		signal.Notify(c, all...)
 	}
 	return func() { signal.Stop(c) }
@@ -258,9 +268,10 @@ func (w *underling) obey(ctx context.Context, failed <-chan error) error {
 	depart := func(drain time.Duration, to *link) {
 		leaving, end := context.WithTimeout(context.Background(), drain)
 		cut = end
+		arriving := w.arriving
 		w.tasks.Go(func() {
 			defer end()
-			left <- w.leave(leaving, drain, to)
+			left <- w.leave(leaving, drain, to, arriving)
 		})
 	}
 	tick := time.NewTicker(totalsEvery)
@@ -316,6 +327,12 @@ func (w *underling) heed(ctx context.Context, m message) error {
 		return w.takeKeys(m)
 	case msgSave:
 		w.tasks.Go(func() { w.save(ctx) })
+	case msgReopen:
+		w.tasks.Go(func() {
+			if err := w.cfg.reopen(); err != nil {
+				w.log.Error("restart: reopen", "err", err)
+			}
+		})
 	case msgTake:
 		if len(m.files) != 1 {
 			break
@@ -324,7 +341,12 @@ func (w *underling) heed(ctx context.Context, m message) error {
 		if err != nil {
 			return err
 		}
-		w.tasks.Go(func() { w.takeOver(from) })
+		arriving := make(chan struct{})
+		w.arriving = arriving
+		w.tasks.Go(func() {
+			defer close(arriving)
+			w.takeOver(from)
+		})
 		return nil
 	}
 	closeFiles(m.files)
@@ -349,6 +371,16 @@ func (w *underling) resume() {
 	}
 }
 
+// closeListeners lets go of the addresses at once, however long the drain takes: they
+// are the successor's, or a new supervisor's, or nobody's, and then clients are refused.
+func (w *underling) closeListeners() {
+	for _, b := range w.binds {
+		if b.ln != nil {
+			b.ln.Close()
+		}
+	}
+}
+
 func (w *underling) takeKeys(m message) error {
 	keys, err := decode[[][32]byte](m)
 	if err != nil {
@@ -362,6 +394,9 @@ func (w *underling) save(ctx context.Context) {
 	var state []byte
 	if w.cfg.State.Save != nil {
 		blob, err := w.cfg.State.Save(ctx)
+		if len(blob) > maxSaved {
+			blob, err = nil, errors.Join(err, fmt.Errorf("%d bytes are more than %d", len(blob), maxSaved))
+		}
 		if err != nil {
 			w.log.Error("restart: save the state", "err", err)
 		}
@@ -393,9 +428,15 @@ func (w *underling) leaveTerms(m message) (time.Duration, *link) {
 }
 
 // leave passes on what can be passed on, drains the rest and ends every server.
-func (w *underling) leave(ctx context.Context, drain time.Duration, to *link) error {
+func (w *underling) leave(ctx context.Context, drain time.Duration, to *link, arriving <-chan struct{}) error {
 	w.pause()
+	w.closeListeners()
 	if to != nil {
+		select { // what is still arriving goes on with the rest
+		case <-arriving:
+		case <-time.After(drain / 4):
+		case <-ctx.Done():
+		}
 		w.handOver(ctx, drain/2, to)
 	}
 	return w.shutdown(ctx)
@@ -407,6 +448,7 @@ func (w *underling) handOver(ctx context.Context, limit time.Duration, to *link)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	s := newSender(to)
+	start := time.Now()
 	var wg sync.WaitGroup
 	for _, server := range w.shutters() {
 		m, ok := server.(Mover)
@@ -425,6 +467,7 @@ func (w *underling) handOver(ctx context.Context, limit time.Duration, to *link)
 	wg.Wait()
 	stop()
 	s.close()
+	w.log.Info("restart: handed over", "connections", s.taken.Load(), "took", time.Since(start))
 }
 
 // takeOver takes what the predecessor passes on.

@@ -148,12 +148,13 @@ func fileAt(path string) File {
 	return File{path, info}
 }
 
-// Remove removes the file if it is still the one that was made.
+// Remove removes the file if it is still the one that was made. The number of an inode
+// alone does not tell: the next file often gets that of the one before.
 func (f File) Remove() {
 	if f.info == nil {
 		return
 	}
-	if now, err := os.Lstat(f.path); err == nil && os.SameFile(f.info, now) {
+	if now, err := os.Lstat(f.path); err == nil && os.SameFile(f.info, now) && now.ModTime().Equal(f.info.ModTime()) {
 		os.Remove(f.path)
 	}
 }

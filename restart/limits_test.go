@@ -1,0 +1,79 @@
+//go:build linux
+
+package restart_test
+
+import (
+	"net"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// G3: a supervisor that has no descriptor left cannot start a successor; the old one
+// serves on, and when there are some again all is as before.
+func TestNoDescriptorsLeft(t *testing.T) {
+	t.Parallel()
+	addr := freeAddr(t)
+	s := newService(t, "tcp://"+addr)
+	s.Mover = true
+	s.argv = []string{"/bin/sh", "-c", "ulimit -n 40; exec " + s.bin}
+	s.start()
+	first, before := s.worker(), s.files()
+	var idle []net.Conn
+	for range 60 {
+		conn, err := net.Dial("unix", s.Admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		idle = append(idle, conn)
+	}
+	s.until("it has no more", func() bool { return len(s.files()) >= 39 })
+	s.signal(syscall.SIGHUP)
+	s.until("the restart failed", func() bool { return s.log.count(`msg="restart: rolled back"`) > 0 })
+	if !strings.Contains(s.log.String(), "too many open files") {
+		t.Error("the cause is not told")
+	}
+	if pid, _, _ := s.ask("PING"); pid != first {
+		t.Errorf("%d serves, not %d", pid, first)
+	}
+	for _, conn := range idle {
+		conn.Close()
+	}
+	s.sameFiles(before)
+	c := dial(t, "tcp", addr)
+	c.ask("PING")
+	r := s.mustRestart()
+	s.alone()
+	if pid, _, _ := c.ask("PING"); pid != r.PID {
+		t.Errorf("the live connection did not move")
+	}
+	c.conn.Close()
+	s.stop()
+}
+
+// Nothing grows with the number of restarts.
+func TestRestartsLeaveNothingBehind(t *testing.T) {
+	t.Parallel()
+	if !soak {
+		t.Skip("with HOLDFAST_SOAK=1")
+	}
+	addr := freeAddr(t)
+	s := newService(t, "tcp://"+addr)
+	s.Mover, s.State, s.Confirm = true, true, -1
+	s.start()
+	for range 50 {
+		s.mustRestart()
+	}
+	s.alone()
+	files, size := s.files(), rss(t, s.pid())
+	for range 500 {
+		s.mustRestart()
+	}
+	s.alone()
+	s.sameFiles(files)
+	if now := rss(t, s.pid()); now > size*3/2 {
+		t.Errorf("from %d to %d KiB", size, now)
+	}
+	s.stop()
+}
