@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -56,7 +57,7 @@ what clients see: fresh connections of one request each, kept-alive connections 
 request after the other, and held connections that say something only at the end.
 
 The server must echo lines (--protocol echo), answer PONG to PING (ping), or be an HTTP
-server (http). Exit code 1 means that something was lost.`,
+server (http). Exit code 1 means that something was lost, or that the first restart failed.`,
 		Example: `  holdfast bench restart --restart-command 'holdfast restart --wait echo' --protocol ping 127.0.0.1:7000
   holdfast bench restart --restart-command 'nginx -s reload' --protocol http 127.0.0.1:8080`,
 		Args: addresses,
@@ -144,7 +145,7 @@ func (p *program) benchRestart(ctx context.Context, arg string, b restartBench) 
 		return usage(err, "")
 	}
 	if a.Network != "tcp" && a.Network != "unix" {
-		return usage(fmt.Errorf("bench restart: %s: want tcp:// or unix:", a), "")
+		return usage(fmt.Errorf("bench restart: %s: want tcp://host:port or unix:/path", a), "")
 	}
 	if b.command == "" {
 		return usage(errors.New("bench restart: want --restart-command"), "for example --restart-command 'holdfast restart --wait echo'")
@@ -186,13 +187,12 @@ func (b restartBench) run(ctx context.Context) (*lossReport, error) {
 	}
 	alive := pause(ctx, b.settle)
 	for i := 0; i < b.restarts && alive; i++ {
-		cmd := exec.CommandContext(ctx, "sh", "-c", b.command)
-		if out, err := cmd.CombinedOutput(); err != nil {
+		if err := b.restart(ctx); err != nil {
 			r.Failed++
 			if i == 0 {
 				stop()
 				clients.Wait()
-				return nil, fmt.Errorf("the restart command failed: %w: %s", err, bytes.TrimSpace(out))
+				return nil, err
 			}
 		}
 		r.Restarts++
@@ -211,6 +211,24 @@ func (b restartBench) run(ctx context.Context) (*lossReport, error) {
 	return r, nil
 }
 
+// restart runs the command. Its output goes to a file: a server that it starts in the
+// background keeps that open, where a pipe would have to be waited for.
+func (b restartBench) restart(ctx context.Context) error {
+	out, err := os.CreateTemp("", "holdfast-bench-*")
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	defer os.Remove(out.Name())
+	cmd := exec.CommandContext(ctx, "sh", "-c", b.command)
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Run(); err != nil {
+		said, _ := io.ReadAll(io.NewSectionReader(out, 0, 4096))
+		return fmt.Errorf("the restart command failed: %w: %s", err, bytes.TrimSpace(said))
+	}
+	return nil
+}
+
 // hold opens the connections that stay idle; each has been answered once.
 func (b restartBench) hold(ctx context.Context) (all []*benchConn, err error) {
 	for i := range b.held {
@@ -226,6 +244,10 @@ func (b restartBench) hold(ctx context.Context) (all []*benchConn, err error) {
 	return all, nil
 }
 
+// lossPause is how long a client waits that has lost something: one that tried again at
+// once would count how fast it is.
+const lossPause = 5 * time.Millisecond
+
 // A client that ends by the end of the bench saw nothing.
 func (b restartBench) connectAnew(ctx context.Context, id int, l *lossLoad) {
 	for n := 0; ctx.Err() == nil; n++ {
@@ -237,6 +259,9 @@ func (b restartBench) connectAnew(ctx context.Context, id int, l *lossLoad) {
 		}
 		if ctx.Err() == nil {
 			l.note(start, err)
+		}
+		if err != nil {
+			pause(ctx, lossPause)
 		}
 	}
 }
@@ -258,6 +283,9 @@ func (b restartBench) keep(ctx context.Context, id int, l *lossLoad) {
 		if c != nil && (err != nil || c.closing) {
 			c.Close() // an answer that said so is no loss
 			c = nil
+		}
+		if err != nil {
+			pause(ctx, lossPause)
 		}
 	}
 	if c != nil {

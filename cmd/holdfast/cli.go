@@ -17,11 +17,12 @@ import (
 
 // The exit codes a script may rely on.
 const (
-	exitFailed  = 1
-	exitUsage   = 2
-	exitCheck   = 6
-	exitTimeout = 124
-	exitSignal  = 130
+	exitFailed      = 1
+	exitUsage       = 2
+	exitUnreachable = 5
+	exitCheck       = 6
+	exitTimeout     = 124
+	exitSignal      = 130
 )
 
 // program is what all verbs share.
@@ -142,9 +143,9 @@ func (p *program) rootCommand() *cobra.Command {
 
 Start with: holdfast demo
 
-Exit codes: 0 done, 1 the operation failed, 2 usage, 6 a check failed, 124 it took
-too long, 130 stopped by a signal. Every flag can be set by an environment
-variable: --timeout by HOLDFAST_TIMEOUT.`,
+Exit codes: 0 done, 1 the operation failed, 2 usage, 5 nobody answers at the control
+socket, 6 a check failed, 124 it took too long, 130 stopped by a signal. Every flag can
+be set by an environment variable: --timeout by HOLDFAST_TIMEOUT.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		PersistentPreRunE: p.begin,

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/holdfast-net/holdfast/frame"
+	"github.com/holdfast-net/holdfast/internal/certs"
 	"github.com/holdfast-net/holdfast/restart"
 	"github.com/holdfast-net/holdfast/serve"
 	"github.com/spf13/cobra"
@@ -28,20 +29,20 @@ type echoOptions struct {
 func (p *program) echoCommand() *cobra.Command {
 	var o echoOptions
 	cmd := &cobra.Command{
-		Use:   "echo [-l ADDR]…",
+		Use:   "echo [-l ADDR[,ADDR…]]",
 		Short: "Run a line server that can be restarted without being down",
 		Long: `A server for tries and tests, and an example of how to build one. A line that begins
 with PING is answered by PONG, STATUS by "CONNECTIONS: n", all others by UNKNOWN COMMAND.
 With --mode echo lines come back as they are, with --mode frame messages that have their
 length in front in 4 bytes, big endian.`,
-		Example: `  holdfast echo -l tcp://:7000 -l unix:/tmp/echo.sock
+		Example: `  holdfast echo -l tcp://:7000,unix:/tmp/echo.sock
   holdfast restart --wait echo`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.echo(cmd.Context(), o) },
 	}
 	flags := cmd.Flags()
 	o.service.add(flags, "echo")
-	flags.StringArrayVarP(&o.listen, "listen", "l", []string{"tcp://127.0.0.1:7000"}, "an address to serve, NAME=ADDR or ADDR; again for more")
+	flags.StringSliceVarP(&o.listen, "listen", "l", []string{"tcp://127.0.0.1:7000"}, "addresses to serve, NAME=ADDR or ADDR")
 	flags.StringVar(&o.mode, "mode", "line", "line, echo or frame")
 	flags.IntVar(&o.maxConns, "max-conns", 100, "how many connections at once; more are closed")
 	flags.DurationVar(&o.idle, "idle", 30*time.Second, "how long a connection may be silent")
@@ -58,7 +59,21 @@ func (p *program) echo(ctx context.Context, o echoOptions) error {
 	if err != nil {
 		return usage(err, "")
 	}
-	return restart.Run(context.WithoutCancel(ctx), o.service.config(p), restart.Bind(srv, o.listen...)) // which has its own signals
+	return p.serve(ctx, o.service.config(p), o.check, restart.Bind(srv, o.listen...))
+}
+
+// check finds before anything is bound what would end the first worker.
+func (o echoOptions) check() error {
+	for _, l := range o.listen {
+		if strings.Contains(l, "unix:") && len(o.allow) > 0 {
+			return fmt.Errorf("--allow is about networks, and %s is in none", l)
+		}
+	}
+	if o.certFile == "" && o.keyFile == "" && o.clientCA == "" {
+		return nil
+	}
+	_, err := certs.ServerFiles{Cert: o.certFile, Key: o.keyFile, ClientCA: o.clientCA}.Server("")
+	return err
 }
 
 func (o echoOptions) server(p *program) (*serve.Server, error) {

@@ -3,6 +3,10 @@
 //	holdfast demo                  servers die, callers do not notice: see it happen
 //	holdfast dial ADDR[,ADDR…]     a netcat that fails over
 //	holdfast ping ADDR[,ADDR…]     name lookup, connect, TLS and first byte of each address
+//	holdfast echo                  a line server that is never interrupted
+//	holdfast run -- COMMAND        the same for a server in any language
+//	holdfast restart|status|drain|stop NAME
+//	holdfast bench restart ADDR    what a server loses while it is restarted
 //	holdfast version
 //	holdfast completion SHELL
 //
@@ -11,8 +15,8 @@
 // srv://_service._tcp.domain; a bare host:port is TCP. Every flag can be set by
 // an environment variable: --timeout by HOLDFAST_TIMEOUT.
 //
-// Exit codes: 0 done, 1 the operation failed, 2 usage, 6 a check failed, 124 it
-// took too long, 130 stopped by a signal.
+// Exit codes: 0 done, 1 the operation failed, 2 usage, 5 nobody answers at the
+// control socket, 6 a check failed, 124 it took too long, 130 stopped by a signal.
 package main
 
 import (

@@ -1,12 +1,17 @@
 package main
 
 import (
+	"bufio"
 	"errors"
+	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
 	"strconv"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -29,10 +34,10 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
-			e.Vars = append(e.Vars, append(env, "GORACE="+noRaceSleep)...)
+			e.Vars = append(e.Vars, append(env, "GORACE="+noRaceSleep, "XDG_RUNTIME_DIR="+e.WorkDir)...)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "pings": pings},
 	})
 }
 
@@ -46,6 +51,38 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if got := exitCode(ts.Exec(args[1], args[2:]...)); got != want {
 		ts.Fatalf("%q exited with %d, want %d", args[1:], got, want)
 	}
+}
+
+// pings SOCKET waits until a line server answers there.
+func pings(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: pings SOCKET")
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	var err error
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); <-tick.C {
+		if err = pingOnce(ts.MkAbs(args[0])); err == nil {
+			return
+		}
+	}
+	ts.Fatalf("no answer at %s: %v", args[0], err)
+}
+
+func pingOnce(socket string) error {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	if _, err := io.WriteString(conn, "PING\n"); err != nil {
+		return err
+	}
+	if line, err := bufio.NewReader(conn).ReadString('\n'); err != nil || line != "PONG\n" {
+		return fmt.Errorf("read %q, %v", line, err)
+	}
+	return nil
 }
 
 // exitCode is that of a command that was waited for, −1 if it did not exit.

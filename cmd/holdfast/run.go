@@ -2,12 +2,17 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"net"
 	"os"
+	"os/exec"
+	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-net/holdfast/restart"
@@ -65,7 +70,7 @@ func (p *program) logger(asJSON bool) *slog.Logger {
 func (p *program) runCommand() *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
-		Use:   "run [-l NAME=ADDR]… -- COMMAND [ARG…]",
+		Use:   "run [-l NAME=ADDR[,…]] -- COMMAND [ARG…]",
 		Short: "Run a server, in any language, that is restarted without being down",
 		Long: `Binds the addresses and runs COMMAND with them, as systemd passes sockets: from
 descriptor 3 on, with LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID and NOTIFY_SOCKET (and
@@ -78,8 +83,11 @@ serves on. A command that crashes is run again; clients wait in the sockets.
 --ready says when it is ready: notify (READY=1 on NOTIFY_SOCKET), port (it accepts a
 connection), http=URL (a 2xx answer) or timer=1s (it is still alive).`,
 		Example: `  holdfast run -l web=tcp://:8080 --ready port -- ./server
-  holdfast run -l tcp://:8080 -- haproxy -f haproxy.cfg     # bind fd@3
-  holdfast restart --wait --name server`,
+  holdfast restart --wait server
+  # haproxy.cfg says: bind fd@3
+  holdfast run -l tcp://:8080 --stop-signal USR1 -- haproxy -f haproxy.cfg
+  # nginx knows a socket by the address that it listens on: here 0.0.0.0:8080
+  holdfast run -l tcp://0.0.0.0:8080 --stop-signal QUIT --name nginx -- env 'NGINX=3;' nginx -g 'daemon off;'`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usage(errors.New("run: want a command"), "holdfast run -l web=tcp://:8080 -- ./server")
@@ -90,7 +98,7 @@ connection), http=URL (a 2xx answer) or timer=1s (it is still alive).`,
 	}
 	cmd.Flags().SetInterspersed(false) // what follows the command is the command's
 	o.service.add(cmd.Flags(), "")
-	cmd.Flags().StringArrayVarP(&o.listen, "listen", "l", nil, "an address to bind, NAME=ADDR or ADDR; again for more")
+	cmd.Flags().StringSliceVarP(&o.listen, "listen", "l", nil, "addresses to bind, NAME=ADDR or ADDR")
 	cmd.Flags().StringVar(&o.ready, "ready", "timer=1s", "notify, port, http=URL or timer=DURATION")
 	cmd.Flags().StringVar(&o.stop, "stop-signal", "TERM", "what asks the command to finish: TERM, INT, QUIT, USR1, USR2 or WINCH")
 	return cmd
@@ -106,15 +114,61 @@ func (p *program) runService(ctx context.Context, args []string, o runOptions) e
 		cfg.Name = baseName(args[0])
 	}
 	cfg.Command = restart.Command{Args: args, Ready: o.ready, Stop: stop}
-	var binds []restart.Binding
+	return p.serve(ctx, cfg, func() error { return o.check(args[0]) }, o.bindings()...)
+}
+
+// check finds before anything is bound what could never be run, or never be ready.
+func (o runOptions) check(command string) error {
+	if o.ready == "port" && !slices.ContainsFunc(o.listen, isTCP) {
+		return errors.New("--ready port: there is no TCP address to connect to")
+	}
+	_, err := exec.LookPath(command)
+	return err
+}
+
+func isTCP(l string) bool { return !strings.Contains(l, "unix:") && !strings.Contains(l, "udp://") }
+
+func (o runOptions) bindings() (all []restart.Binding) {
 	for _, l := range o.listen {
 		if strings.Contains(l, "udp://") || strings.Contains(l, "type=dgram") {
-			binds = append(binds, restart.BindPacket(nil, l))
+			all = append(all, restart.BindPacket(nil, l))
 		} else {
-			binds = append(binds, restart.Bind(nil, l))
+			all = append(all, restart.Bind(nil, l))
 		}
 	}
-	return restart.Run(context.WithoutCancel(ctx), cfg, binds...) // which has its own signals
+	return all
+}
+
+// workerVar is what restart tells its workers of the link to their supervisor by.
+const workerVar = "HOLDFAST_LINK"
+
+// serve runs a service to its end. What check or restart find wrong before anything
+// was bound is a mistake in usage. Why a worker ended is its supervisor's to say.
+func (p *program) serve(ctx context.Context, cfg restart.Config, check func() error, binds ...restart.Binding) error {
+	_, worker := os.LookupEnv(workerVar)
+	if !worker {
+		if err := check(); err != nil {
+			return usage(err, "")
+		}
+	}
+	var begun atomic.Bool
+	cfg.Observe = func(restart.Event) { begun.Store(true) }
+	err := restart.Run(context.WithoutCancel(ctx), cfg, binds...) // it has its own signals
+	switch {
+	case err == nil:
+		return nil
+	case worker:
+		return &failure{code: exitFailed}
+	case begun.Load(), isSystems(err):
+		return err
+	}
+	return usage(err, "")
+}
+
+// isSystems reports whether the system said no, and not us.
+func isSystems(err error) bool {
+	_, ok := errors.AsType[syscall.Errno](err)
+	return ok
 }
 
 func baseName(path string) string { return path[strings.LastIndexAny(path, `/\`)+1:] }
@@ -148,7 +202,7 @@ func (p *program) controlCommand(verb, short, long string, do func(context.Conte
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 			defer cancel()
-			return do(ctx, o)
+			return o.explain(verb, do(ctx, o))
 		},
 	}
 	cmd.Flags().StringVar(&o.name, "name", "", "name of the service")
@@ -169,41 +223,105 @@ the cause when it was rolled back, 124 when it took longer than --timeout.`, p.r
 		p.controlCommand("status", "Show what a service does", "", p.serviceStatus),
 		p.controlCommand("drain", "End a service when its connections have ended",
 			"Stops accepting, lets connections end within the service's --drain, and waits until it is gone.",
-			func(ctx context.Context, o controlOptions) error { return restart.Drain(ctx, o.admin) }),
+			p.endService("drain", restart.Drain)),
 		p.controlCommand("stop", "End a service now",
 			"Closes what is open, with a notice where the protocol has one, and waits until it is gone.",
-			func(ctx context.Context, o controlOptions) error { return restart.Stop(ctx, o.admin) }),
+			p.endService("stop", restart.Stop)),
 	}
+}
+
+// explain turns an error of a verb that talks to a service into what to do about it.
+func (o controlOptions) explain(verb string, err error) error {
+	op, unheard := errors.AsType[*net.OpError](err)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return &failure{exitTimeout, fmt.Errorf("%s: not over within %v; the service goes on with it", verb, o.timeout), ""}
+	case unheard && op.Op == "dial":
+		return &failure{exitUnreachable, fmt.Errorf("nobody answers at %s: %w", o.admin, op.Err), "is the service running? NAME or --admin says which one is meant"}
+	}
+	return err
+}
+
+// restartDone is the answer to restart --json.
+type restartDone struct {
+	Schema string `json:"schema"`
+	restart.Result
 }
 
 func (p *program) restartService(ctx context.Context, o controlOptions) error {
 	if !o.wait {
-		// The order is taken when it has been sent; how it goes is in the log.
-		status, err := restart.Ask(ctx, o.admin)
-		if err != nil {
-			return err
-		}
-		process, err := os.FindProcess(status.PID)
-		if err != nil {
-			return err
-		}
-		return process.Signal(restartSignal)
+		return p.signalRestart(ctx, o)
 	}
 	r, err := restart.Restart(ctx, o.admin)
 	if err != nil {
 		return err
 	}
 	if o.json {
-		if err := p.printJSON(r); err != nil {
-			return err
-		}
+		err = p.printJSON(restartDone{"holdfast/restart/v1", r})
 	} else if r.OK {
 		fmt.Fprintf(p.out, "generation %d serves (pid %d)\n", r.Generation, r.PID)
 	}
-	if !r.OK {
-		return &failure{exitFailed, errors.New("rolled back: " + strings.TrimPrefix(r.Err, "restart: ")), ""}
+	if err == nil && !r.OK {
+		err = &failure{exitFailed, errors.New("rolled back: " + strings.TrimPrefix(r.Err, "restart: ")), ""}
 	}
+	return err
+}
+
+// restartAsked is the answer to restart --json without --wait.
+type restartAsked struct {
+	Schema string `json:"schema"`
+	Name   string `json:"name"`
+	PID    int    `json:"pid"` // of the supervisor
+}
+
+// signalRestart asks and does not wait: how it goes is in the log, and in status.
+func (p *program) signalRestart(ctx context.Context, o controlOptions) error {
+	s, err := restart.Ask(ctx, o.admin)
+	if err != nil {
+		return err
+	}
+	process, err := os.FindProcess(s.PID)
+	if err != nil {
+		return err
+	}
+	if err := process.Signal(restartSignal); err != nil {
+		return err
+	}
+	if o.json {
+		return p.printJSON(restartAsked{"holdfast/restart-asked/v1", s.Name, s.PID})
+	}
+	fmt.Fprintf(p.out, "asked %s (pid %d) for a restart\n", s.Name, s.PID)
 	return nil
+}
+
+// serviceEnded is the answer to drain and stop --json.
+type serviceEnded struct {
+	Schema string `json:"schema"`
+	Name   string `json:"name"`
+	PID    int    `json:"pid"`
+}
+
+func (p *program) endService(verb string, end func(context.Context, string) error) func(context.Context, controlOptions) error {
+	return func(ctx context.Context, o controlOptions) error {
+		s, err := restart.Ask(ctx, o.admin)
+		if err != nil {
+			return err
+		}
+		if err := end(ctx, o.admin); err != nil {
+			return err
+		}
+		if o.json {
+			return p.printJSON(serviceEnded{"holdfast/" + verb + "/v1", s.Name, s.PID})
+		}
+		fmt.Fprintf(p.out, "%s is gone (pid %d)\n", s.Name, s.PID)
+		return nil
+	}
+}
+
+// serviceState is the answer to status --json.
+type serviceState struct {
+	Schema string `json:"schema"`
+	restart.Status
 }
 
 func (p *program) serviceStatus(ctx context.Context, o controlOptions) error {
@@ -212,7 +330,7 @@ func (p *program) serviceStatus(ctx context.Context, o controlOptions) error {
 		return err
 	}
 	if o.json {
-		return p.printJSON(s)
+		return p.printJSON(serviceState{"holdfast/status/v1", s})
 	}
 	fmt.Fprintf(p.out, "%s  pid %d  up %s  restarts %d  rolled back %d  crashed %d\n", s.Name, s.PID,
 		time.Since(s.Started).Round(time.Second), s.Restarts, s.RolledBack, s.Crashed)
@@ -223,16 +341,23 @@ func (p *program) serviceStatus(ctx context.Context, o controlOptions) error {
 		fmt.Fprintf(p.out, "  listens on %s\n", address)
 	}
 	if s.LastError != "" {
-		fmt.Fprintf(p.out, "  last error: %s\n", s.LastError)
+		fmt.Fprintf(p.out, "  last error: %s\n", strings.TrimPrefix(s.LastError, "restart: "))
 	}
-	if len(s.Totals) > 0 {
-		totals, err := json.Marshal(s.Totals)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(p.out, "  totals %s\n", totals)
+	if text := counts(s.Totals); text != "" {
+		fmt.Fprintf(p.out, "  so far: %s\n", text)
 	}
 	return nil
+}
+
+// counts writes the counters that have counted something.
+func counts(totals map[string]int64) string {
+	var all []string
+	for _, name := range slices.Sorted(maps.Keys(totals)) {
+		if n := totals[name]; n != 0 {
+			all = append(all, fmt.Sprintf("%s %d", strings.ReplaceAll(name, "_", " "), n))
+		}
+	}
+	return strings.Join(all, ", ")
 }
 
 func seconds(s float64) time.Duration {
