@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"strings"
 	"time"
@@ -55,11 +56,15 @@ length in front in 4 bytes, big endian.`,
 }
 
 func (p *program) echo(ctx context.Context, o echoOptions) error {
-	srv, err := o.server(p)
+	cfg, err := o.service.config(p)
+	if err != nil {
+		return err
+	}
+	srv, err := o.server(cfg.Log)
 	if err != nil {
 		return usage(err, "")
 	}
-	return p.serve(ctx, o.service.config(p), o.check, restart.Bind(srv, o.listen...))
+	return p.serve(ctx, cfg, o.check, restart.Bind(srv, o.listen...))
 }
 
 // check finds before anything is bound what would end the first worker.
@@ -76,12 +81,12 @@ func (o echoOptions) check() error {
 	return err
 }
 
-func (o echoOptions) server(p *program) (*serve.Server, error) {
+func (o echoOptions) server(log *slog.Logger) (*serve.Server, error) {
 	srv := &serve.Server{
 		Limits:   serve.Limits{MaxConns: o.maxConns},
 		Timeouts: serve.Timeouts{Idle: o.idle},
 		TLS:      serve.TLS{CertFile: o.certFile, KeyFile: o.keyFile, ClientCAFile: o.clientCA},
-		Log:      p.logger(o.service.json),
+		Log:      log,
 	}
 	var err error
 	if srv.Limits.Allow, err = prefixes(o.allow); err != nil {

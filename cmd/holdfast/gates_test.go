@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -57,4 +58,41 @@ func unusedAddr(t *testing.T) string {
 	}
 	defer ln.Close()
 	return ln.Addr().String()
+}
+
+// A log that was moved away is left alone once the service was told: by the
+// supervisor, by the generation that serves, and by those to come.
+func TestReopenAfterTheLogMoved(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	log, moved := filepath.Join(s.dir, "log"), filepath.Join(s.dir, "log.1")
+	s.launch("echo", "-l", "unix:"+s.sock(), "--confirm", "50ms", "--log", log)
+	awaitText(t, log, "restart: committed")
+	if err := os.Rename(log, moved); err != nil {
+		t.Fatal(err)
+	}
+	for _, verb := range [][]string{{"reopen", "echo"}, {"restart", "--wait", "echo"}} {
+		if _, errs, code := s.ask(verb...); code != 0 {
+			t.Fatalf("%q: exit %d: %s", verb, code, errs)
+		}
+	}
+	awaitText(t, log, "generation=2") // the supervisor's
+	awaitText(t, log, "handed over")  // the first worker's
+	awaitText(t, log, "took over")    // the second's
+	if text, err := os.ReadFile(moved); err != nil || strings.Contains(string(text), "generation=2") {
+		t.Errorf("the file that was moved away has grown (%v):\n%s", err, text)
+	}
+}
+
+func awaitText(t *testing.T, path, want string) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
+		if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), want) {
+			return
+		}
+	}
+	text, _ := os.ReadFile(path)
+	t.Fatalf("%s has no %q:\n%s", path, want, text)
 }

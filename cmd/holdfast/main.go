@@ -5,7 +5,7 @@
 //	holdfast ping ADDR[,ADDR…]     name lookup, connect, TLS and first byte of each address
 //	holdfast echo                  a line server that is never interrupted
 //	holdfast run -- COMMAND        the same for a server in any language
-//	holdfast restart|status|drain|stop NAME
+//	holdfast restart|status|drain|stop|reopen NAME
 //	holdfast bench restart ADDR    what a server loses while it is restarted
 //	holdfast version
 //	holdfast completion SHELL

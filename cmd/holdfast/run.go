@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -30,6 +29,7 @@ type runOptions struct {
 // serviceFlags are those of every verb that is a service.
 type serviceFlags struct {
 	name, admin, pidFile string
+	logFile              string
 	readyIn, confirm     time.Duration
 	drain                time.Duration
 	generations          int
@@ -44,10 +44,15 @@ func (f *serviceFlags) add(flags *pflag.FlagSet, name string) {
 	flags.DurationVar(&f.confirm, "confirm", 5*time.Second, "how long it must live then, or is rolled back (0 for not at all)")
 	flags.DurationVar(&f.drain, "drain", 30*time.Second, "how long its predecessor may take to leave")
 	flags.IntVar(&f.generations, "generations", 3, "how many may live at once")
+	flags.StringVar(&f.logFile, "log", "", "append the log to this file, which holdfast reopen opens anew (default standard error)")
 	flags.BoolVarP(&f.json, "json", "j", false, "write the log as JSON Lines")
 }
 
-func (f *serviceFlags) config(p *program) restart.Config {
+func (f *serviceFlags) config(p *program) (restart.Config, error) {
+	log, reopen, err := f.openLog(p)
+	if err != nil {
+		return restart.Config{}, usage(err, "")
+	}
 	confirm := f.confirm
 	if confirm == 0 {
 		confirm = -1
@@ -55,16 +60,8 @@ func (f *serviceFlags) config(p *program) restart.Config {
 	return restart.Config{
 		Name: f.name, Admin: f.admin, PIDFile: f.pidFile, Generations: f.generations,
 		Timeouts: restart.Timeouts{Ready: f.readyIn, Confirm: confirm, Drain: f.drain},
-		Log:      p.logger(f.json),
-	}
-}
-
-// logger writes for people, or for programs.
-func (p *program) logger(asJSON bool) *slog.Logger {
-	if asJSON {
-		return slog.New(slog.NewJSONHandler(p.err, nil))
-	}
-	return slog.New(slog.NewTextHandler(p.err, nil))
+		Log:      log, Reopen: reopen,
+	}, nil
 }
 
 func (p *program) runCommand() *cobra.Command {
@@ -109,7 +106,10 @@ func (p *program) runService(ctx context.Context, args []string, o runOptions) e
 	if !ok {
 		return usage(fmt.Errorf("--stop-signal %q: not one of TERM, INT, QUIT, USR1, USR2 and WINCH", o.stop), "")
 	}
-	cfg := o.service.config(p)
+	cfg, err := o.service.config(p)
+	if err != nil {
+		return err
+	}
 	if cfg.Name == "" {
 		cfg.Name = baseName(args[0])
 	}
@@ -227,6 +227,9 @@ the cause when it was rolled back, 124 when it took longer than --timeout.`, p.r
 		p.controlCommand("stop", "End a service now",
 			"Closes what is open, with a notice where the protocol has one, and waits until it is gone.",
 			p.endService("stop", restart.Stop)),
+		p.controlCommand("reopen", "Have a service open its log file anew",
+			"For after the file of --log was moved away, by logrotate for instance.",
+			func(ctx context.Context, o controlOptions) error { return restart.Reopen(ctx, o.admin) }),
 	}
 }
 
