@@ -8,9 +8,19 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
+
+// dieWithParent has the kernel ask the command to stop when the supervisor is gone,
+// for it has no link to notice that by. The kernel means the thread that started it;
+// Go ends no thread that was not locked.
+func dieWithParent(sig os.Signal) {
+	if n, ok := sig.(syscall.Signal); ok {
+		unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(n), 0, 0, 0)
+	}
+}
 
 func dup2(from, to int) error { return unix.Dup3(from, to, 0) }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,6 +35,8 @@ func (w *underling) become(args []string) error {
 	}
 	env := append(cleanEnvFor(os.Getenv("NOTIFY_SOCKET")), inheritEnv(names)...)
 	resetSignals(slices.Concat(w.cfg.Signals.Restart, w.cfg.Signals.Stop))
+	runtime.LockOSThread() // a parent's death is told to a thread, and Exec keeps this one
+	dieWithParent(w.cfg.Command.stopSignal())
 	if err := place(files); err != nil { // what was there before is gone: nothing may come between this and Exec
 		return err
 	}

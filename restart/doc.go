@@ -40,7 +40,8 @@
 // time: requests that meet one under way are answered together by the next one, and
 // no restart waits for a drain; when there are more than Config.Generations, the
 // oldest is cut. If the supervisor is killed, its workers close their listeners at
-// once and drain, so that a new supervisor can bind.
+// once and drain, so that a new supervisor can bind; a Command is sent its stop signal
+// then (on Linux).
 //
 // # Live connections
 //

@@ -71,6 +71,7 @@ type generation struct {
 	s       *supervisor
 	id      int
 	command bool // it is another program: it has signals instead of a link
+	became  bool // and runs by now
 	phase   phase
 	started time.Time
 
@@ -185,7 +186,11 @@ func (g *generation) read() {
 // unheard is called when a link has ended. A process that exits gets a moment, for how
 // it exits says more; one that lives on cannot be led any more.
 func (g *generation) unheard(err error) {
-	if g.over || g.command || g.phase == leaving {
+	if g.command {
+		g.became = true
+		return
+	}
+	if g.over || g.phase == leaving {
 		return
 	}
 	g.broken = fmt.Errorf("restart: the link to the worker has ended: %w", err)
@@ -413,7 +418,7 @@ func (g *generation) leave(drain time.Duration, to *os.File) {
 
 // kill ends a worker that serves nobody. A program of others may tidy up first.
 func (g *generation) kill() {
-	if !g.command {
+	if !g.became {
 		g.killNow()
 		return
 	}

@@ -3,6 +3,7 @@
 package restart
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -21,6 +22,9 @@ type pidFile struct {
 func (p *pidFile) write() error {
 	if p.path == "" {
 		return nil
+	}
+	if info, err := os.Lstat(p.path); err == nil && !info.Mode().IsRegular() && info.Mode()&os.ModeSymlink == 0 {
+		return fmt.Errorf("%s is there, and is no file to be replaced", p.path) // a device, a folder
 	}
 	f, err := os.CreateTemp(filepath.Dir(p.path), "."+filepath.Base(p.path)+".*")
 	if err != nil {

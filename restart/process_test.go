@@ -370,9 +370,7 @@ func (s *service) leftovers() (names []string) {
 // stop ends it well: with status 0, and nothing left behind.
 func (s *service) stop() {
 	s.Helper()
-	if z := s.zombies(); len(z) > 0 {
-		s.Errorf("zombies: %v", z)
-	}
+	s.until("no zombie is left", func() bool { return len(s.zombies()) == 0 })
 	if err := restart.Drain(s.Context(), s.Admin); err != nil {
 		s.Errorf("drain: %v", err)
 	}

@@ -7,11 +7,22 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"sync/atomic"
 )
+
+var isWorker atomic.Bool
+
+// IsWorker reports whether this process is a worker, before and after Run: main may
+// want to leave to the supervisor what is to be said once.
+func IsWorker() bool {
+	_, ok := os.LookupEnv(linkVar)
+	return ok || isWorker.Load()
+}
 
 func run(ctx context.Context, cfg Config, binds []*bound) error {
 	if fd, ok := os.LookupEnv(linkVar); ok {
 		os.Unsetenv(linkVar)
+		isWorker.Store(true)
 		n, err := strconv.Atoi(fd)
 		if err != nil || n < 3 {
 			return fmt.Errorf("restart: %s is %q, not a file descriptor", linkVar, fd)

@@ -122,9 +122,7 @@ func (s *service) survives(b bad, first int, before []string) {
 		s.Errorf("status: last error %q", status.LastError)
 	}
 	s.alone()
-	if z := s.zombies(); len(z) > 0 {
-		s.Errorf("zombies: %v", z)
-	}
+	s.until("no zombie is left", func() bool { return len(s.zombies()) == 0 })
 	s.sameFiles(before)
 }
 

@@ -139,13 +139,10 @@ func (o runOptions) bindings() (all []restart.Binding) {
 	return all
 }
 
-// workerVar is what restart tells its workers of the link to their supervisor by.
-const workerVar = "HOLDFAST_LINK"
-
 // serve runs a service to its end. What check or restart find wrong before anything
 // was bound is a mistake in usage. Why a worker ended is its supervisor's to say.
 func (p *program) serve(ctx context.Context, cfg restart.Config, check func() error, binds ...restart.Binding) error {
-	_, worker := os.LookupEnv(workerVar)
+	worker := restart.IsWorker()
 	if !worker {
 		if err := check(); err != nil {
 			return usage(err, "")

@@ -79,7 +79,7 @@ func TestRunEnvironment(t *testing.T) {
 	c := dialTo(t, "tcp", addr)
 	for name, want := range map[string]string{
 		"LISTEN_FDS": "2", "LISTEN_FDNAMES": "line:udp", "LISTEN_PID": strconv.Itoa(pidAt(t, addr)),
-		"EINHORN_FD_COUNT": "2", "EINHORN_FD_0": "3", "EINHORN_FD_1": "4", workerVar: "unset",
+		"EINHORN_FD_COUNT": "2", "EINHORN_FD_0": "3", "EINHORN_FD_1": "4", "HOLDFAST_LINK": "unset",
 	} {
 		c.exchange("ENV "+name+"\n", want+"\n")
 	}
