@@ -28,7 +28,7 @@ func serverRows() []row {
 	return []row{
 		{name: "serve: echo 64 B, 16 connections", peer: peer, n: 60_000, bar: 1 / 0.90, start: echo(16)},
 		{name: "serve: echo 64 B, 256 connections", peer: peer, n: 60_000, bar: 1 / 0.95, start: echo(256)},
-		{name: "serve: echo 64 B, 4,000 connections", peer: peer, n: 40_000, bar: 1 / 0.95, start: echo(4000)},
+		{name: "serve: echo 64 B, 4,000 connections", peer: peer, n: 160_000, bar: 1 / 0.95, start: echo(4000)},
 		{name: "serve: accept, echo, close, 16 clients", peer: peer, n: 6_000, bar: 1 / 0.90,
 			start: versus(func(addr string) (side, func(), error) { return acceptSide(addr, 16), func() {}, nil })},
 	}
@@ -198,7 +198,7 @@ func beChild(kind string) error {
 	if kind == "restart" {
 		return beRestartable()
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	ln, err := listenAs(kind)
 	if err != nil {
 		return err
 	}
@@ -211,6 +211,14 @@ func beChild(kind string) error {
 		return bareServer(ln)
 	}
 	return newServer().Serve(ln)
+}
+
+// listenAs listens as one does with either.
+func listenAs(kind string) (net.Listener, error) {
+	if kind == "net" {
+		return net.Listen("tcp", "127.0.0.1:0")
+	}
+	return serve.Listen(context.Background(), "tcp://127.0.0.1:0")
 }
 
 // newServer has limits and counts on, as it is shipped.
