@@ -182,7 +182,9 @@ func (a *acceptor) run(serve func(*Conn)) error {
 		case errors.Is(err, net.ErrClosed):
 			return err
 		default:
-			a.pause(err)
+			if c := a.fail(err); c != nil {
+				serve(c)
+			}
 		}
 	}
 }
@@ -193,16 +195,21 @@ func (a *acceptor) accept() (*Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.admit(raw), nil
+}
+
+// admit returns nil for one that was refused.
+func (a *acceptor) admit(raw net.Conn) *Conn {
 	if a.failures.Load() > 0 {
 		a.failures.Store(0)
 		if !a.spare.regain() {
-			raw.Close() // another worker got it in the place of the spare
+			raw.Close() // it got the place of the spare, and there is no other
 			a.spare.regain()
-			return nil, nil
+			return nil
 		}
 	}
 	c, _ := a.s.admit(a.ln, raw, func(p *Pass) error { return a.s.gate.enterAfter(p, a.s.closed) })
-	return c, nil
+	return c
 }
 
 const (
@@ -211,28 +218,33 @@ const (
 	logEvery   = time.Second
 )
 
-// pause waits after an error of accept, ever longer. Which errors pass is not asked:
-// all but a closed listener do, or the pause makes them harmless. (Package net calls
+// fail waits after an error of accept, ever longer. Which errors pass is not asked: all
+// but a closed listener do, or the pause makes them harmless. (Package net calls
 // ENOBUFS, ENOMEM, EPROTO and EPERM lasting, and a loop that believed it would end.)
-func (a *acceptor) pause(err error) {
+// When there are no files it closes the next connection, or returns it if there are
+// some again.
+func (a *acceptor) fail(err error) *Conn {
 	s := a.s
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		a.sleep(firstPause) // the deadline of another worker's relieve
-		return
+		return nil
 	}
 	s.counts.acceptErrors.Add(1)
 	if errors.Is(err, syscall.ECONNABORTED) {
-		return // the client went away before it was accepted
+		return nil // the client went away before it was accepted
 	}
 	pause := min(firstPause<<min(a.failures.Add(1)-1, 16), lastPause)
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-		a.spare.relieve(a.ln)
-	}
 	if unlogged, now := a.log.now(); now {
 		s.log.Error("serve: accept", "addr", a.ln.Addr(), "err", err, "unlogged", unlogged)
 		s.event(Event{Kind: AcceptFailed, Err: err})
 	}
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		if raw := a.spare.relieve(a.ln.Listener); raw != nil {
+			return a.admit(raw)
+		}
+	}
 	a.sleep(pause)
+	return nil
 }
 
 func (a *acceptor) sleep(d time.Duration) {
@@ -274,27 +286,30 @@ func (p *spare) regain() bool {
 	return p.fd != nil
 }
 
-func (p *spare) relieve(ln net.Listener) {
+// relieve accepts in the place of the spare. It returns a connection if there are files
+// again.
+func (p *spare) relieve(ln net.Listener) net.Conn {
 	if !p.mu.TryLock() { // another worker is at it
-		return
+		return nil
 	}
 	defer p.mu.Unlock()
-	if p.fd == nil {
-		p.open() // somebody else was faster the last time
-		return
-	}
-	limited, ok := ln.(*listening).Listener.(interface{ SetDeadline(time.Time) error })
+	limited, ok := ln.(interface{ SetDeadline(time.Time) error })
 	if !ok {
-		return // Accept could wait for ever, with the lock held
+		return nil // Accept could wait for ever, with the lock held
 	}
-	p.fd.Close()
-	p.fd = nil
+	if p.fd != nil {
+		p.fd.Close()
+		p.fd = nil
+	}
 	limited.SetDeadline(time.Now().Add(firstPause))
-	if conn, err := ln.Accept(); err == nil {
-		conn.Close()
-	}
+	conn, err := ln.Accept()
 	limited.SetDeadline(time.Time{})
+	if p.open(); p.fd != nil || err != nil {
+		return conn
+	}
+	conn.Close()
 	p.open()
+	return nil
 }
 
 func openNothing() (*os.File, error) { return os.Open(os.DevNull) }

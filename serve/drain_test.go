@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/holdfast-net/holdfast/frame"
 	"github.com/holdfast-net/holdfast/internal/leak"
+	"github.com/holdfast-net/holdfast/internal/simnet"
 	"github.com/holdfast-net/holdfast/serve"
 )
 
@@ -46,7 +48,7 @@ func TestShutdownDrains(t *testing.T) {
 			busy.expect("one\ntwo\n") // both had come
 			busy.expectEnd()
 			busy.Close()
-			err, took := end()
+			took, err := end()
 			if err != nil {
 				t.Error(err)
 			}
@@ -65,7 +67,7 @@ func TestShutdownDrains(t *testing.T) {
 			a.write("x\n")
 			b.write("x\n")
 			synctest.Wait()
-			err, took := w.shutdown(10 * time.Second)()
+			took, err := w.shutdown(10 * time.Second)()
 			if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "2 connections") {
 				t.Errorf("got %v", err)
 			}
@@ -90,7 +92,7 @@ func TestShutdownDrains(t *testing.T) {
 			c.expectEnd()
 			c.Close()
 			slow.expectGone()
-			err, took := end()
+			took, err := end()
 			if err != nil {
 				t.Error(err)
 			}
@@ -113,7 +115,7 @@ func TestShutdownDrains(t *testing.T) {
 			leaves.Close()
 			stays.expectEnd()
 			stays.Close()
-			err, took := end()
+			took, err := end()
 			if err != nil {
 				t.Error(err)
 			}
@@ -132,7 +134,7 @@ func TestShutdownDrains(t *testing.T) {
 			end := w.shutdown(time.Minute)
 			c.expect("GOAWAY\n")
 			c.ask("one more")
-			err, took := end()
+			took, err := end()
 			if err != nil {
 				t.Error(err)
 			}
@@ -149,7 +151,7 @@ func TestShutdownDrains(t *testing.T) {
 			end := w.shutdown(time.Minute)
 			c.expectEnd()
 			c.Close()
-			if err, _ := end(); err != nil || srv.Stats().Panics != 1 {
+			if _, err := end(); err != nil || srv.Stats().Panics != 1 {
 				t.Error(err, srv.Stats().Panics)
 			}
 		})
@@ -157,7 +159,7 @@ func TestShutdownDrains(t *testing.T) {
 	t.Run("the peer has a second to read the last bytes", func(t *testing.T) {
 		inWorld(t, echoes(), func(t *testing.T, w *world) {
 			w.client().ask("hello") // and does not close
-			err, took := w.shutdown(time.Minute)()
+			took, err := w.shutdown(time.Minute)()
 			if err != nil {
 				t.Error(err)
 			}
@@ -175,7 +177,7 @@ func TestShutdownDrains(t *testing.T) {
 			silent.Close()
 			c.expectEnd()
 			c.Close()
-			err, took := end()
+			took, err := end()
 			if err != nil {
 				t.Error(err)
 			}
@@ -196,7 +198,7 @@ func TestShutdownDrains(t *testing.T) {
 			c.expect("hello\n")
 			c.expectEnd()
 			c.Close()
-			if err, _ := end(); err != nil {
+			if _, err := end(); err != nil {
 				t.Error(err)
 			}
 			if s := w.srv.Stats(); s.Accepted != 1 {
@@ -258,7 +260,7 @@ func TestDrainingSeenByHandler(t *testing.T) {
 		c.expect("bye\n")
 		c.expectEnd()
 		c.Close()
-		if err, took := end(); err != nil || took != 0 {
+		if took, err := end(); err != nil || took != 0 {
 			t.Error(err, took)
 		}
 	})
@@ -319,4 +321,47 @@ func TestLifecycleRaces(t *testing.T) {
 			t.Fatalf("%+v", s)
 		}
 	}
+}
+
+// tardy is a socket on which the deadline of an order takes effect late: after the read
+// loop has had every occasion to go on.
+type tardy struct {
+	net.Conn
+	meanwhile func()
+}
+
+func (c *tardy) SetReadDeadline(t time.Time) error {
+	if !t.IsZero() && t.Before(time.Now()) {
+		c.meanwhile()
+		for range 10_000 {
+			runtime.Gosched()
+		}
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// An order whose deadline comes after the loop has obeyed it must not look like that of
+// an idle connection, which would be cut.
+func TestLateOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := simnet.New(1)
+		defer n.Close()
+		ln, _ := n.Listen("tcp", here)
+		srv := echoes()
+		srv.Drain = serve.Drain{Wait: time.Minute, Goodbye: func(context.Context, *serve.Conn) error { return nil }}
+		w := &world{t: t, net: n, srv: srv}
+		c := w.client()
+		conn, _ := ln.Accept()
+		go srv.ServeConn(&tardy{conn, func() { c.write("meanwhile\n") }})
+		c.ask("hello")
+		if err := srv.HandOver(t.Context(), nil); err != nil { // there is nothing to send: no descriptor
+			t.Error(err)
+		}
+		c.expect("meanwhile\n")
+		for range 10 {
+			time.Sleep(time.Second)
+			c.ask("still here")
+		}
+		srv.Close()
+	})
 }

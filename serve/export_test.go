@@ -9,6 +9,12 @@ func RestAfter(d time.Duration) (restore func()) {
 	return func() { restAfter = before }
 }
 
+// Drains reports whether connections have been told to leave.
+func (s *Server) Drains() bool {
+	s.begin()
+	return isClosed(s.draining)
+}
+
 // Clients is how many addresses a gate remembers.
 func (g *Gate) Clients() int {
 	g.mu.Lock()

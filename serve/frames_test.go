@@ -276,7 +276,7 @@ func TestStreamWithinFrames(t *testing.T) {
 			c.expect("got\nbodydone\n")
 			c.expectEnd()
 			c.Close()
-			if err, took := end(); err != nil || took != 5*time.Second {
+			if took, err := end(); err != nil || took != 5*time.Second {
 				t.Error(err, took)
 			}
 		})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -97,7 +98,7 @@ func TestPanicEndsItsConnectionOnly(t *testing.T) {
 				if len(events) != 1 || !strings.Contains(string(events[0].Stack), "handler_test.go") || !strings.Contains(events[0].Err.Error(), "a bug") {
 					t.Errorf("events %v, want one with the stack", events)
 				}
-				if lines := w.logs.lines("panic"); len(lines) != 1 || !strings.Contains(lines[0], "handler_test.go") {
+				if lines := w.logged("panic"); len(lines) != 1 || !strings.Contains(lines[0], "handler_test.go") {
 					t.Errorf("logged %q, want the stack", lines)
 				}
 			})
@@ -210,7 +211,7 @@ func TestCountedAtAccept(t *testing.T) {
 		if s := srv.Stats(); s.Open != 1 || s.Accepted != 1 {
 			t.Errorf("%+v, want the silent one counted", s)
 		}
-		err, took := w.shutdown(time.Minute)()
+		took, err := w.shutdown(time.Minute)()
 		if err != nil {
 			t.Error(err)
 		}
@@ -233,4 +234,31 @@ func TestEarlyDisconnect(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	eventually(t, "all are gone", func() bool { return srv.Stats().Open <= 1 })
+}
+
+// Fault 71: a log that nobody reads stops nothing, and delays the end by a second.
+func TestBlockedLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := simnet.New(1)
+		defer n.Close()
+		reader, pipe := net.Pipe()
+		srv := raw(func(context.Context, *serve.Conn) error { panic("a bug") })
+		srv.Log = slog.New(slog.NewTextHandler(pipe, nil))
+		ln, _ := n.Listen("tcp", here)
+		go srv.Serve(ln)
+		w := &world{t: t, net: n, srv: srv}
+		for range 1500 {
+			c := w.client()
+			c.expectEnd()
+			c.Close()
+		}
+		synctest.Wait()
+		if s := srv.Stats(); s.Panics != 1500 || s.Open != 0 {
+			t.Errorf("%+v", s)
+		}
+		begin := time.Now()
+		srv.Close()
+		within(t, time.Since(begin), time.Second, time.Second)
+		reader.Close()
+	})
 }

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"errors"
 	"net"
 	"time"
 
@@ -24,7 +25,8 @@ type Socket struct {
 }
 
 func (o Socket) apply(conn net.Conn) error {
-	if _, ok := conn.(*net.TCPConn); !ok {
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
 		return nil
 	}
 	opts := sockopt.Options{RecvBuf: o.RecvBuf, SendBuf: o.SendBuf, Nagle: o.Nagle}
@@ -33,7 +35,11 @@ func (o Socket) apply(conn net.Conn) error {
 		Interval: or(o.KeepAliveInterval, 5*time.Second), Count: or(o.KeepAliveCount, 3),
 	}
 	opts.UserTimeout = or(o.UserTimeout, 30*time.Second)
-	return opts.Apply(conn)
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return errors.Join(opts.Control("tcp", "", raw), opts.Apply(conn))
 }
 
 func or[T int | time.Duration](v, def T) T {

@@ -89,6 +89,12 @@ func (w *world) seen(kind serve.EventKind) (found []serve.Event) {
 	return found
 }
 
+// logged returns the lines so far that have this in them.
+func (w *world) logged(what string) []string {
+	synctest.Wait()
+	return w.logs.lines(what)
+}
+
 // client is somebody at 10.0.0.9, or elsewhere.
 func (w *world) client() *client { return w.clientAt("10.0.0.9") }
 
@@ -102,7 +108,7 @@ func (w *world) clientAt(host string) *client {
 }
 
 // shutdown begins a Shutdown, and returns what it returns and when.
-func (w *world) shutdown(limit time.Duration) func() (error, time.Duration) {
+func (w *world) shutdown(limit time.Duration) func() (time.Duration, error) {
 	begin := time.Now()
 	type end struct {
 		err  error
@@ -116,9 +122,9 @@ func (w *world) shutdown(limit time.Duration) func() (error, time.Duration) {
 		done <- end{err, time.Since(begin)}
 	}()
 	synctest.Wait()
-	return func() (error, time.Duration) {
+	return func() (time.Duration, error) {
 		e := <-done
-		return e.err, e.took
+		return e.took, e.err
 	}
 }
 
