@@ -52,6 +52,19 @@ func (c Command) readiness() (r readiness, err error) {
 	return r, nil
 }
 
+// lacks is what a program that is not ready has not done yet.
+func (c Command) lacks() string {
+	switch r, _ := c.readiness(); r.how {
+	case "notify":
+		return "no READY=1 came to NOTIFY_SOCKET"
+	case "port":
+		return "it has not accepted a connection of any of its TCP sockets"
+	case "http":
+		return "no 2xx came from " + r.url
+	}
+	return "its timer has not ended"
+}
+
 func (c Command) check() error {
 	_, err := c.readiness()
 	return err

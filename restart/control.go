@@ -30,10 +30,11 @@ type Status struct {
 	Generation  int                `json:"generation"` // that serves; 0 is none
 	Generations []GenerationStatus `json:"generations"`
 	Sockets     []string           `json:"sockets"`
-	Restarts    int                `json:"restarts"` // committed, without the first start
+	Restarts    int                `json:"restarts"` // that were asked for and committed
 	RolledBack  int                `json:"rolled_back"`
 	Crashed     int                `json:"crashed"`
 	LastError   string             `json:"last_error,omitempty"`
+	LastErrorAt time.Time          `json:"last_error_at,omitzero"`
 	Totals      map[string]int64   `json:"totals,omitempty"` // over all generations
 }
 
@@ -62,17 +63,21 @@ func Restart(ctx context.Context, admin string) (r Result, err error) {
 	return r, call(ctx, admin, "restart", &r)
 }
 
-// Drain asks a supervisor to drain and exit, and waits until it is gone.
+// Drain asks a supervisor to drain and exit, and waits until it has. What had to be
+// killed on the way is an error.
 func Drain(ctx context.Context, admin string) error { return untilGone(ctx, admin, "drain") }
 
-// Stop asks a supervisor to close what is open and exit, and waits until it is gone.
+// Stop asks a supervisor to close what is open and exit, and waits until it has.
 func Stop(ctx context.Context, admin string) error { return untilGone(ctx, admin, "stop") }
 
 func untilGone(ctx context.Context, admin, verb string) error {
-	var nothing struct{}
-	err := call(ctx, admin, verb, &nothing)
-	if errors.Is(err, io.EOF) {
+	var r Result
+	err := call(ctx, admin, verb, &r)
+	switch {
+	case errors.Is(err, io.EOF): // it was in too much of a hurry to answer
 		return nil
+	case err == nil && !r.OK:
+		return errors.New(r.Err)
 	}
 	return err
 }

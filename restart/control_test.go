@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -201,5 +202,18 @@ func TestControlSocketByDefault(t *testing.T) {
 	s.stop()
 	if left, _ := os.ReadDir(filepath.Dir(path)); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+
+	without := newService(t, "tcp://"+freeAddr(t)) // where it cannot be made, the service has none
+	without.Admin = ""
+	without.env = []string{"XDG_RUNTIME_DIR=/dev/null"}
+	without.launch()
+	without.until("it serves", func() bool { return without.log.count("restart: serving") == 1 })
+	if without.log.count("no control socket") != 1 {
+		t.Error("the log does not say that nobody can ask it")
+	}
+	without.signal(syscall.SIGTERM)
+	if err := without.exited(); err != nil {
+		t.Error(err)
 	}
 }

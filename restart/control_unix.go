@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-net/holdfast/internal/listen"
@@ -33,15 +34,12 @@ const orderTime = 5 * time.Second
 // listenControl listens for orders. A nil socket is none.
 func listenControl(cfg Config, handle func(context.Context, string) any) (*controlSocket, error) {
 	path := cfg.Admin
-	switch path {
-	case "none":
+	if path == "none" {
 		return nil, nil
-	case "":
+	}
+	if path == "" {
 		path = AdminPath(cfg.Name)
-		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-			cfg.Log.Warn("restart: no control socket", "err", err)
-			return nil, nil
-		}
+		os.MkdirAll(filepath.Dir(path), 0o700) // that it failed, the socket says
 	}
 	var ln net.Listener
 	var file listen.File
@@ -49,6 +47,10 @@ func listenControl(cfg Config, handle func(context.Context, string) any) (*contr
 		ln, file, err = listen.Stream(context.Background(), "unix", path, listen.Options{Mode: 0o600})
 		return err
 	})
+	if err != nil && cfg.Admin == "" && !errors.Is(err, syscall.EADDRINUSE) {
+		cfg.Log.Warn("restart: no control socket: choose a path with Config.Admin, or set XDG_RUNTIME_DIR", "err", err)
+		return nil, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("restart: the control socket: %w", err)
 	}
@@ -56,6 +58,13 @@ func listenControl(cfg Config, handle func(context.Context, string) any) (*contr
 	c := &controlSocket{path: path, ln: ln, file: file, cancel: cancel, ended: make(chan struct{})}
 	go c.serve(ctx, handle)
 	return c, nil
+}
+
+func (c *controlSocket) where() string {
+	if c == nil {
+		return ""
+	}
+	return c.path
 }
 
 func (c *controlSocket) close() {
@@ -157,8 +166,11 @@ func (s *supervisor) handle(ctx context.Context, verb string) any {
 			drain = 0
 		}
 		s.post(func() { s.leaveAll(drain, nil) })
-		<-ctx.Done() // the socket closes when all is over: that is the answer
-		return nil
+		<-ctx.Done() // by the end of all: what s says then is final
+		if s.cuts > 0 {
+			return Result{Err: fmt.Sprintf("the service has ended, but %d of its processes did not leave in time and were killed", s.cuts)}
+		}
+		return Result{OK: true}
 	}
 	return Result{Err: fmt.Sprintf("unknown verb %q", clip(verb))}
 }
@@ -176,21 +188,15 @@ func (s *supervisor) lateAnswer(r *request) Result {
 func (s *supervisor) report() Status {
 	out := Status{
 		Name: s.cfg.Name, PID: os.Getpid(), Started: s.history.started,
-		Restarts: max(s.history.committed-1, 0), RolledBack: s.history.rolledBack, Crashed: s.history.crashed,
-		LastError: s.history.lastError, Totals: s.sum(),
+		Restarts: s.history.restarts, RolledBack: s.history.rolledBack, Crashed: s.history.crashed,
+		LastError: s.history.lastError, LastErrorAt: s.history.lastErrorAt, Totals: s.sum(),
+		Sockets: s.sockets.names(),
 	}
 	if s.current != nil {
 		out.Generation = s.current.id
 	}
 	for _, g := range s.gens {
 		out.Generations = append(out.Generations, GenerationStatus{g.id, g.pid(), string(g.phase), time.Since(g.started).Seconds()})
-	}
-	for _, have := range s.sockets.all {
-		text := have.Name
-		if have.Addr != "" && have.Addr != have.Name {
-			text += "=" + have.Addr
-		}
-		out.Sockets = append(out.Sockets, text)
 	}
 	return out
 }

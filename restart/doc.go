@@ -3,8 +3,8 @@
 //
 //	func main() {
 //		srv := &serve.Server{Handler: serve.Frames(frame.Lines(), echo)}
-//		err := restart.Run(context.Background(), restart.Config{PIDFile: "/run/app.pid"},
-//			restart.Bind(srv, "tcp://:7000", "unix:/run/app.sock"))
+//		err := restart.Run(context.Background(), restart.Config{Log: slog.Default()},
+//			restart.Bind(srv, "tcp://:7000", "unix:app.sock"))
 //		if err != nil {
 //			log.Fatal(err)
 //		}
@@ -36,7 +36,8 @@
 // waits in their queues while nobody accepts. A successor that is missing, crashes,
 // hangs or speaks another protocol changes nothing for clients, and its failure is
 // the answer to whoever asked for the restart. A worker that crashes is respawned,
-// with growing pauses, and clients wait meanwhile. Restarts may be asked for at any
+// with growing pauses, and clients wait meanwhile; if a successor is starting just
+// then, for that one. Restarts may be asked for at any
 // time: requests that meet one under way are answered together by the next one, and
 // no restart waits for a drain; when there are more than Config.Generations, the
 // oldest is cut. If the supervisor is killed, its workers close their listeners at

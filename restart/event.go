@@ -10,7 +10,7 @@ type Event struct {
 	Kind       EventKind
 	Generation int           // of the worker it is about
 	PID        int           // of that worker
-	Err        error         // why, of RolledBack, Crashed and Cut
+	Err        error         // why, of RolledBack, Crashed, Cut, and Stopping after a first worker that failed
 	Duration   time.Duration // since that worker was started
 }
 
@@ -32,6 +32,10 @@ func (e Event) level() slog.Level {
 	switch e.Kind {
 	case RolledBack, Crashed:
 		return slog.LevelError
+	case Stopping:
+		if e.Err != nil {
+			return slog.LevelError
+		}
 	case Cut:
 		return slog.LevelWarn
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -18,6 +19,7 @@ func Example() {
 		io.WriteString(w, "hello\n")
 	})}
 	cfg := restart.Config{
+		Log:      slog.Default(),
 		PIDFile:  "/run/app.pid",
 		Timeouts: restart.Timeouts{Confirm: 10 * time.Second},
 		Start:    func(ctx context.Context) error { return openDatabase(ctx) },

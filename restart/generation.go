@@ -239,12 +239,32 @@ func (g *generation) end() {
 // cause is why the generation ended, in one line.
 func (g *generation) cause() error {
 	switch {
-	case g.failure != nil && g.status != "" && g.status != "signal: killed":
+	case g.failure != nil && g.status != "" && !strings.HasPrefix(g.status, "signal: "): // that was ours
 		return fmt.Errorf("%w (%s)", g.failure, g.status)
 	case g.failure != nil:
 		return g.failure
 	}
-	return fmt.Errorf("restart: generation %d ended by itself: %s", g.id, g.status)
+	when := "by itself"
+	switch g.phase {
+	case starting:
+		when = "before it was ready"
+	case ready:
+		when = "before it was confirmed"
+	}
+	return fmt.Errorf("restart: generation %d ended %s: %s", g.id, when, g.status)
+}
+
+// lacks is what a generation that is not ready has not done yet.
+func (g *generation) lacks() string {
+	switch {
+	case g.protocol.Version == 0:
+		return "it did not come as far as Run"
+	case g.awaits != nil:
+		return "its predecessor's State.Save has not returned"
+	case g.command && g.became:
+		return g.s.cfg.Command.lacks()
+	}
+	return "its State.Load or Start has not returned"
 }
 
 // send says something to a worker; files are sent and then closed. One that does
@@ -411,6 +431,9 @@ func (g *generation) leave(drain time.Duration, to *os.File) {
 		if g.cutErr == nil {
 			g.cutErr = errors.New("restart: it did not leave in time")
 			g.s.happened(Cut, g, g.cutErr)
+		}
+		if g.s.stopping {
+			g.s.cuts++
 		}
 		g.killNow()
 	})

@@ -43,6 +43,9 @@ func drive(t testing.TB, clients int, network, addr string) *load {
 		})
 	}
 	t.Cleanup(func() { cancel(); l.wg.Wait() })
+	for begun := time.Now(); l.ok.Load()+l.failed() == 0 && time.Since(begun) < 10*time.Second; {
+		time.Sleep(time.Millisecond) // what is over before they begin would prove nothing
+	}
 	return l
 }
 

@@ -45,6 +45,8 @@ func TestMisuse(t *testing.T) {
 		"udp for a stream":      {binds: []restart.Binding{restart.Bind(nobody{}, "udp://:53")}, says: "want one of tcp, unix"},
 		"tcp for packets":       {binds: []restart.Binding{restart.BindPacket(nobody{}, "tcp://:53")}, says: "want one of udp, unix"},
 		"no address at all":     {binds: []restart.Binding{restart.Bind(nobody{}, "nonsense")}, says: "nonsense"},
+		"a path for a name":     {cfg: restart.Config{Name: "a/b"}, binds: []restart.Binding{good}, says: "not one that a file could have"},
+		"no name":               {cfg: restart.Config{Name: ".."}, binds: []restart.Binding{good}, says: "not one that a file could have"},
 		"one generation":        {cfg: restart.Config{Generations: 1}, binds: []restart.Binding{good}, says: "at least 2 generations"},
 		"negative generations":  {cfg: restart.Config{Generations: -1}, binds: []restart.Binding{good}, says: "at least 2 generations"},
 		"unknown parameter":     {binds: []restart.Binding{good, restart.Bind(nobody{}, "tcp://:1?backlog=3")}, says: "backlog"},

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -35,12 +36,12 @@ type Config struct {
 	Generations int
 
 	// PIDFile is written, atomically, when the first worker is ready, and removed at
-	// the end. "" is none.
+	// the end; Run fails at once where it cannot be. "" is none.
 	PIDFile string
 
 	// Admin is the path of the control socket, which only this user may use. "" is
-	// $XDG_RUNTIME_DIR/holdfast/NAME.sock, else /run/holdfast/NAME.sock, and none if
-	// that cannot be made; "none" is none.
+	// $XDG_RUNTIME_DIR/holdfast/NAME.sock, else /run/holdfast/NAME.sock; where this
+	// user may make neither, there is none, and the log says so. "none" is none.
 	Admin string
 
 	Signals Signals
@@ -150,6 +151,9 @@ func orNever(d time.Duration) time.Duration {
 }
 
 func (cfg Config) check(binds []*bound) error {
+	if cfg.Name != filepath.Base(cfg.Name) || cfg.Name == "." || cfg.Name == ".." {
+		return fmt.Errorf("restart: the name %q is not one that a file could have", cfg.Name)
+	}
 	if cfg.Generations < 2 {
 		return errors.New("restart: a succession needs at least 2 generations")
 	}

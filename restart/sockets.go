@@ -49,6 +49,18 @@ func (s *sockets) missing(wants []want) (out []want) {
 
 func (s *sockets) add(made []*socket) { s.all = append(s.all, made...) }
 
+// names tells of all that there are.
+func (s *sockets) names() (out []string) {
+	for _, have := range s.all {
+		text := have.Name
+		if have.Addr != "" && have.Addr != have.Name {
+			text += "=" + have.Addr
+		}
+		out = append(out, text)
+	}
+	return out
+}
+
 func (s *sockets) adopt(given []*socket) { s.add(given) }
 
 // keep takes a file from the worker that opened it.

@@ -198,7 +198,7 @@ func TestPIDFile(t *testing.T) {
 	n.stop()
 }
 
-// Somebody else's pid file stays, and one that cannot be written stops nobody.
+// Somebody else's pid file stays, and one that cannot be written is a failure to start.
 func TestPIDFileOfOthers(t *testing.T) {
 	t.Parallel()
 	s := newService(t, "tcp://"+freeAddr(t))
@@ -214,10 +214,10 @@ func TestPIDFileOfOthers(t *testing.T) {
 
 	u := newService(t, "tcp://"+freeAddr(t))
 	u.PIDFile = filepath.Join(u.dir, "no", "such", "folder")
-	u.start()
-	u.until("the log tells of it", func() bool { return u.log.count("pid file") > 0 })
-	u.ask("PING")
-	u.stop()
+	u.launch()
+	if err := u.exited(); err == nil || u.log.count("no such file") == 0 {
+		t.Errorf("with a pid file that cannot be written it ended with %v", err)
+	}
 }
 
 // Where it cannot run itself again the program serves all the same, and drains.

@@ -147,7 +147,12 @@ func TestStuckWorkerIsKilled(t *testing.T) {
 		t.Error("the stuck one serves")
 	}
 	s.until("the log tells of it", func() bool { return s.log.count("msg=\"restart: cut\"") == 1 })
-	s.stop()
+
+	syscall.Kill(s.worker(), syscall.SIGSTOP) // and who asked for a drain is told that it was none
+	if err := restart.Drain(t.Context(), s.Admin); err == nil || !strings.Contains(err.Error(), "1 of its processes") {
+		t.Errorf("the drain ended with %v", err)
+	}
+	s.exited()
 }
 
 // Fault 79: TERM while a successor starts, and while it is on probation, ends both.

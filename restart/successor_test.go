@@ -187,7 +187,7 @@ func TestCrashedWorkerIsRespawned(t *testing.T) {
 		l.losses(clients)
 	}
 	status := s.status()
-	if status.Crashed != times(3, 50) || !strings.Contains(status.LastError, "signal: killed") {
+	if status.Restarts != 0 || status.Crashed != times(3, 50) || time.Since(status.LastErrorAt) > time.Minute || !strings.Contains(status.LastError, "signal: killed") {
 		t.Errorf("status: %+v", status)
 	}
 	s.stop()

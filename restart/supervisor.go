@@ -44,8 +44,10 @@ type supervisor struct {
 	respawn  *time.Timer
 	stopping bool
 	stops    int   // signals to stop
+	cuts     int   // of generations, while it stops
 	err      error // what Run will return
 
+	served  bool // some generation was committed
 	history history
 	control *controlSocket
 	systemd *systemd
@@ -54,9 +56,14 @@ type supervisor struct {
 
 // history is for Status.
 type history struct {
-	started                        time.Time
-	committed, rolledBack, crashed int
-	lastError                      string
+	started                       time.Time
+	restarts, rolledBack, crashed int
+	lastError                     string
+	lastErrorAt                   time.Time
+}
+
+func (h *history) failed(err error) {
+	h.lastError, h.lastErrorAt = oneLine(err.Error()), time.Now()
 }
 
 // request is one wish for a restart.
@@ -82,7 +89,10 @@ func supervise(ctx context.Context, cfg Config, program program) error {
 		totals: map[string]int64{}, history: history{started: time.Now()},
 		systemd: newSystemd(), pidfile: &pidFile{path: cfg.PIDFile},
 	}
-	var err error
+	err := s.pidfile.check()
+	if err != nil {
+		return err
+	}
 	if s.keys, err = newKeyring(); err != nil {
 		return err
 	}
@@ -213,7 +223,7 @@ func (s *supervisor) begin(asked []*request) {
 	s.happened(Spawned, g, nil)
 	g.after(s.cfg.Timeouts.Ready, func() {
 		if g.phase == starting {
-			s.fail(g, fmt.Errorf("restart: not ready within %v", s.cfg.Timeouts.Ready))
+			s.fail(g, fmt.Errorf("restart: not ready within %v: %s", s.cfg.Timeouts.Ready, g.lacks()))
 		}
 	})
 }
@@ -264,12 +274,16 @@ func (s *supervisor) commit() {
 	if old != nil {
 		s.retire(old, g)
 	}
-	if g.id == 1 || s.history.committed == 0 {
+	if !s.served {
+		s.served = true
 		if err := s.pidfile.write(); err != nil {
 			s.cfg.Log.Error("restart: write the pid file", "err", err)
 		}
+		s.cfg.Log.Info("restart: serving", "name", s.cfg.Name, "sockets", s.sockets.names(), "admin", s.control.where())
 	}
-	s.history.committed++
+	if len(s.asked) > 0 {
+		s.history.restarts++
+	}
 	g.after(stable, func() {
 		if g == s.current {
 			s.crashes = 0
@@ -338,14 +352,14 @@ func (s *supervisor) exited(g *generation) {
 func (s *supervisor) rollBack(g *generation) {
 	s.next = nil
 	err := g.cause()
-	s.history.rolledBack++
-	s.history.lastError = oneLine(err.Error())
-	s.happened(RolledBack, g, err)
-	s.sockets.rollBack()
-	if s.history.committed == 0 { // there is nothing to go back to
+	s.history.failed(err)
+	if !s.served { // there is nothing to go back to
 		s.leaveAll(0, err)
 		return
 	}
+	s.history.rolledBack++
+	s.happened(RolledBack, g, err)
+	s.sockets.rollBack()
 	if s.current != nil {
 		s.current.resume()
 		s.systemd.notify("READY=1\nSTATUS=the restart failed: " + s.history.lastError)
@@ -365,7 +379,7 @@ func (s *supervisor) crashed(g *generation) {
 	s.current = nil
 	s.history.crashed++
 	err := g.cause()
-	s.history.lastError = oneLine(err.Error())
+	s.history.failed(err)
 	s.happened(Crashed, g, err)
 	switch {
 	case s.next == nil:

@@ -48,7 +48,7 @@ func TestBadSuccessorIsRolledBack(t *testing.T) {
 	if code != exitFailed || answer.OK || answer.Err == "" || answer.Generation != 0 {
 		t.Errorf("exit %d: %+v", code, answer)
 	}
-	if text := s.must("status", "echo"); !strings.Contains(text, "rolled back 4") || !strings.Contains(text, "last error: ") {
+	if text := s.must("status", "echo"); !strings.Contains(text, "rolled back 4") || !strings.Contains(text, "last error, ") {
 		t.Errorf("the status is %s", text)
 	}
 	if err := os.WriteFile(cert, good, 0o600); err != nil {

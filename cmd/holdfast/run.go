@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -37,14 +38,18 @@ type serviceFlags struct {
 }
 
 func (f *serviceFlags) add(flags *pflag.FlagSet, name string) {
-	flags.StringVar(&f.name, "name", name, "name of the service: it names the control socket")
+	help := "name of the service: it names the control socket"
+	if name == "" {
+		help += " (default the base name of COMMAND; two services need two)"
+	}
+	flags.StringVar(&f.name, "name", name, help)
 	flags.StringVar(&f.admin, "admin", "", "path of the control socket (default $XDG_RUNTIME_DIR/holdfast/NAME.sock, else under /run; none for none)")
 	flags.StringVar(&f.pidFile, "pid-file", "", "write the pid there once it serves")
 	flags.DurationVar(&f.readyIn, "ready-timeout", time.Minute, "how long a successor may take to be ready")
-	flags.DurationVar(&f.confirm, "confirm", 5*time.Second, "how long it must live then, or is rolled back (0 for not at all)")
+	flags.DurationVar(&f.confirm, "confirm", 5*time.Second, "how long it must live then, or it is rolled back (0 for not at all)")
 	flags.DurationVar(&f.drain, "drain", 30*time.Second, "how long its predecessor may take to leave")
 	flags.IntVar(&f.generations, "generations", 3, "how many may live at once")
-	flags.StringVar(&f.logFile, "log", "", "append the log to this file, which holdfast reopen opens anew (default standard error)")
+	flags.StringVar(&f.logFile, "log", "", "append the supervisor's log to this file, which \"holdfast reopen\" opens anew (default standard error)")
 	flags.BoolVarP(&f.json, "json", "j", false, "write the log as JSON Lines")
 }
 
@@ -237,7 +242,11 @@ func (o controlOptions) explain(verb string, err error) error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return &failure{exitTimeout, fmt.Errorf("%s: not over within %v; the service goes on with it", verb, o.timeout), ""}
 	case unheard && op.Op == "dial":
-		return &failure{exitUnreachable, fmt.Errorf("nobody answers at %s: %w", o.admin, op.Err), "is the service running? NAME or --admin says which one is meant"}
+		hint := "is the service running? NAME or --admin says which one is meant"
+		if errors.Is(err, fs.ErrPermission) {
+			hint = "only the user that runs the service, and root, may ask it"
+		}
+		return &failure{exitUnreachable, fmt.Errorf("nobody answers at %s: %w", o.admin, op.Err), hint}
 	}
 	return err
 }
@@ -337,11 +346,14 @@ func (p *program) serviceStatus(ctx context.Context, o controlOptions) error {
 	for _, g := range s.Generations {
 		fmt.Fprintf(p.out, "  generation %d  %s  pid %d  for %s\n", g.Generation, g.Phase, g.PID, seconds(g.Age))
 	}
+	if s.Generation == 0 {
+		fmt.Fprintln(p.out, "  nobody serves: clients wait in the sockets")
+	}
 	for _, address := range s.Sockets {
 		fmt.Fprintf(p.out, "  listens on %s\n", address)
 	}
 	if s.LastError != "" {
-		fmt.Fprintf(p.out, "  last error: %s\n", strings.TrimPrefix(s.LastError, "restart: "))
+		fmt.Fprintf(p.out, "  last error, %s ago: %s\n", time.Since(s.LastErrorAt).Round(time.Second), strings.TrimPrefix(s.LastError, "restart: "))
 	}
 	if text := counts(s.Totals); text != "" {
 		fmt.Fprintf(p.out, "  so far: %s\n", text)
