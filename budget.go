@@ -23,8 +23,9 @@ const budgetWindow = 10 // seconds
 
 func (b *Budget) unlimited() bool { return b.Percent < 0 }
 
-// deposit notes one request.
-func (b *Budget) deposit() {
+// Deposit notes one request. A Cluster does it for each operation of its own; it is for
+// those who repeat requests by other means.
+func (b *Budget) Deposit() {
 	if b.unlimited() {
 		return
 	}
@@ -33,8 +34,8 @@ func (b *Budget) deposit() {
 	b.mu.Unlock()
 }
 
-// withdraw takes one retry, if there is one.
-func (b *Budget) withdraw() bool {
+// Withdraw takes one retry, if there is one.
+func (b *Budget) Withdraw() bool {
 	if b.unlimited() {
 		return true
 	}

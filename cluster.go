@@ -215,6 +215,17 @@ func (c *Cluster) waitResolved(ctx context.Context) error {
 	}
 }
 
+// WaitUsable returns when Pick may have a node to choose: at once if it has one, else
+// when a backoff or an ejection is over or a name is resolved, and now and then for
+// no reason. The error is that of ctx, or says that the Cluster is closed.
+func (c *Cluster) WaitUsable(ctx context.Context) error {
+	c.begin()
+	if !c.waitUsable(ctx) {
+		return ended(ctx)
+	}
+	return c.closedNow()
+}
+
 // waitUsable waits until some node may be picked, for as long as a backoff can
 // last, and reports whether ctx still lives.
 func (c *Cluster) waitUsable(ctx context.Context) bool {

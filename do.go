@@ -37,7 +37,7 @@ const (
 // The returned error is fn's own when it was marked Reusable, else an [*Error].
 func (c *Cluster) Do(ctx context.Context, s Safety, fn func(ctx context.Context, conn *Conn) error) error {
 	op := operation{c: c, ctx: ctx, safety: s}
-	c.cfg.Retry.Budget.deposit()
+	c.cfg.Retry.Budget.Deposit()
 	c.stats.operations.Add(1)
 	start := clock()
 	for {
@@ -202,7 +202,7 @@ func (op *operation) again(err error) bool {
 	unsent := e.Written == 0
 	if unsent && !op.free {
 		op.free = true
-	} else if !op.c.cfg.Retry.Budget.withdraw() {
+	} else if !op.c.cfg.Retry.Budget.Withdraw() {
 		op.c.stats.budgetDenied.Add(1)
 		e.Err = errors.Join(ErrRetryBudget, e.Err)
 		return false

@@ -106,6 +106,9 @@ func (e *Error) SafeToRetry() bool {
 	return e.Written == 0 || e.Class == ClassUnprocessed
 }
 
+// Permanent reports that the error was marked by [Permanent].
+func (e *Error) Permanent() bool { return has(e, permanent) }
+
 // Timeout reports whether the last attempt ended by a time limit.
 func (e *Error) Timeout() bool { return e.Class == ClassTimeout || e.Class == ClassDNSTimeout }
 
