@@ -3,6 +3,8 @@ package pipeline
 import (
 	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-net/holdfast"
 )
 
 // call is one request on its way. It is always somebody's: the caller's, a list's
@@ -26,8 +28,9 @@ type call[R any] struct {
 	slow    time.Duration // Request.Slow
 	end     uint64        // of its bytes in the stream, once it is sent
 	err     error
-	link    *link[R]      // that it was put on
-	waiting atomic.Uint32 // changed under the lock of the list that it is in
+	link    *link[R]         // that it was put on
+	avoid   []*holdfast.Node // in the lobby: where it has failed, if there is anywhere else
+	waiting atomic.Uint32    // changed under the lock of the list that it is in
 }
 
 // In which of the lists that can be left a call is.
@@ -82,7 +85,7 @@ func (p *Client[R]) recycle(c *call[R]) {
 		c.id = 0
 	}
 	clear(c.replies)
-	c.replies, c.err, c.link = nil, nil, nil
+	c.replies, c.err, c.link, c.avoid = nil, nil, nil, nil
 	p.calls.Put(c)
 }
 

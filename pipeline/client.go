@@ -43,8 +43,11 @@ type peer[R any] struct {
 	name  string
 	links []atomic.Pointer[link[R]] // Config.Conns of them; changed under the Client's mu
 
-	dialing int   // guarded by the Client's mu, as is
-	lost    error // why the last link ended
+	// Guarded by the Client's mu.
+	dialing   int
+	failures  int           // of dials, in a row
+	notBefore time.Duration // now(), for the next dial
+	lost      error         // why the last link ended
 }
 
 // New returns a Client and begins to connect. It fails only if cfg is wrong:
@@ -181,6 +184,7 @@ func (t *trip[R]) exchange(c *call[R], l *link[R]) error {
 
 // wait is one attempt without a link: in the lobby.
 func (t *trip[R]) wait(c *call[R], made uint64, why error) error {
+	c.avoid = t.tried
 	again, err := t.p.enter(c, made, why)
 	if again {
 		return &Error{NotSent, "", errAgain}
@@ -229,14 +233,15 @@ func (t *trip[R]) await(c *call[R], limit time.Duration, late error) error {
 
 // report tells the Cluster how the node fared. What was not sent says nothing of it.
 func (t *trip[R]) report(lease holdfast.Lease, took time.Duration, err error) {
-	var e *Error
-	switch {
-	case err == nil:
+	if err == nil {
 		lease.Report(took, nil)
-	case errors.As(err, &e) && e.Outcome == Unknown:
+		return
+	}
+	e, ok := errors.AsType[*Error](err)
+	if ok && e.Outcome == Unknown {
 		lease.Report(took, e.Err)
-		t.tried = append(t.tried, lease.Node())
-	case errors.As(err, &e) && e.Node != "":
+	}
+	if ok && e.Node != "" {
 		t.tried = append(t.tried, lease.Node())
 	}
 }
@@ -246,9 +251,12 @@ var errAgain = errors.New("pipeline: a connection came up just now")
 
 // again decides whether to try once more.
 func (t *trip[R]) again(req Request, err error) bool {
-	var e *Error
+	if err == nil && !t.refused {
+		return false
+	}
+	e, ok := errors.AsType[*Error](err)
 	switch {
-	case err == nil && !t.refused, t.ctx.Err() != nil:
+	case t.ctx.Err() != nil:
 		return false
 	case errors.Is(err, errAgain):
 		t.attempt--
@@ -256,7 +264,7 @@ func (t *trip[R]) again(req Request, err error) bool {
 	case t.attempt >= t.p.cfg.Attempts:
 		return false
 	case t.refused:
-	case !errors.As(err, &e), e.Outcome == Replied, errors.Is(err, ErrFull), errors.Is(err, ErrDown), errors.Is(err, ErrClosed):
+	case !ok, e.Outcome == Replied, errors.Is(err, ErrFull), errors.Is(err, ErrDown), errors.Is(err, ErrClosed):
 		return false
 	case e.Outcome == NotSent:
 		t.p.stats.retries.Add(1)
@@ -359,16 +367,22 @@ func (p *Client[R]) enter(c *call[R], made uint64, why error) (again bool, err e
 const maxLobby = 64 << 10
 
 // leave is a caller's whose call is not over. The error says whether the peer can have
-// acted; nil is that the call has just ended.
+// acted; nil is that the call has just ended. The call may be somebody else's the
+// moment its state has changed, unless it was in a list: then it is the caller's still.
 func (p *Client[R]) leave(c *call[R], cause error) error {
-	switch {
-	case c.state.CompareAndSwap(queued, canceled):
-		if p.leaveLobby(c) || c.link != nil && c.link.leave(c) {
-			p.recycle(c)
-		} // else the writer finds it
+	if p.leaveLobby(c) {
+		p.recycle(c)
 		return &Error{NotSent, "", cause}
+	}
+	l := c.link // it only moves on: from the lobby to the link, from the line to the queue
+	switch {
+	case l.leave(c):
+		p.recycle(c)
+		return &Error{NotSent, l.peer.name, cause}
+	case c.state.CompareAndSwap(queued, canceled):
+		return &Error{NotSent, l.peer.name, cause} // the writer finds it
 	case c.state.CompareAndSwap(sent, abandoned):
-		return &Error{Unknown, c.link.peer.name, cause}
+		return &Error{Unknown, l.peer.name, cause} // the reader does
 	}
 	return nil
 }
@@ -376,11 +390,11 @@ func (p *Client[R]) leave(c *call[R], cause error) error {
 func (p *Client[R]) leaveLobby(c *call[R]) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	i := slices.Index(p.lobby, c)
-	if c.waiting.Load() != inLobby || i < 0 {
+	if c.waiting.Load() != inLobby {
 		return false
 	}
 	c.waiting.Store(nowhere)
+	i := slices.Index(p.lobby, c)
 	p.lobby = slices.Delete(p.lobby, i, i+1)
 	return true
 }
@@ -423,8 +437,8 @@ func (p *Client[R]) WaitReady(ctx context.Context) error {
 }
 
 func permanent(err error) bool {
-	var e *holdfast.Error
-	return errors.As(err, &e) && e.Permanent()
+	e, ok := errors.AsType[*holdfast.Error](err)
+	return ok && e.Permanent()
 }
 
 // Shutdown ends the Client in peace: new requests fail, those under way are waited

@@ -24,6 +24,7 @@ type link[R any] struct {
 	conn   *holdfast.Conn
 	in     *stream[R] // whoever reads owns it: the reader, or a caller who is alone
 	taken  []*call[R] // sent and next to be answered, in order; goes with in
+	at     int        // of the next one in taken
 	pushes chan R     // to the goroutine that calls OnPush
 	dead   chan struct{}
 
@@ -227,30 +228,38 @@ func (l *link[R]) releaseLocked(n int) {
 
 // write is the writer: it sends what has gathered, in one piece.
 func (l *link[R]) write() {
-	var out []byte
-	for batch := l.gather(false); batch != nil; batch = l.gather(true) {
-		for len(batch) > 0 {
-			var err error
-			if batch, out, err = l.send(batch, out[:0]); err != nil {
+	var out outgoing[R]
+	for batch := l.gather(nil); batch != nil; batch = l.gather(batch) {
+		for rest := batch; len(rest) > 0; {
+			n, err := l.send(rest, &out)
+			rest = rest[n:]
+			if err != nil {
 				l.mu.Lock()
-				l.queue = append(batch, l.queue...)
+				l.queue = slices.Concat(rest, l.queue)
 				l.mu.Unlock()
 				l.fail(err)
 				return
 			}
 		}
-		if cap(out) > 2*maxBatchBytes {
-			out = nil
-		}
 	}
 }
 
-// gather waits for requests; nil is that there will be none. written is that the
-// writer has been writing until now.
-func (l *link[R]) gather(written bool) []*call[R] {
+// outgoing is what the writer needs for one piece, and uses again for the next.
+type outgoing[R any] struct {
+	calls []*call[R]
+	small []byte // requests, copied together
+	large []byte // and one that follows them, as it is
+	bytes int    // that leave the queue
+	left  int    // calls that were canceled
+}
+
+// gather waits for requests; nil is that there will be none. What was written until now
+// becomes the next queue.
+func (l *link[R]) gather(written []*call[R]) []*call[R] {
+	clear(written)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if written {
+	if written != nil {
 		l.writing = false
 	}
 	for l.err == nil && (len(l.queue) == 0 || l.writing) {
@@ -266,7 +275,7 @@ func (l *link[R]) gather(written bool) []*call[R] {
 		l.mu.Lock()
 	}
 	batch := l.queue
-	l.queue = nil
+	l.queue = written[:0]
 	l.writing = true
 	return batch
 }
@@ -281,53 +290,67 @@ func (l *link[R]) pause(wake, dead chan struct{}) {
 	}
 }
 
-// send writes the first part of a batch and returns the rest. From the moment that a
-// call is taken its reply may come, so it is in flight before its bytes are.
-func (l *link[R]) send(batch []*call[R], out []byte) (rest []*call[R], _ []byte, err error) {
-	n, left, bytes := 0, 0, 0
-	var large []byte
-	calls := make([]*call[R], 0, min(len(batch), maxBatch))
-	for _, c := range batch {
-		if n > 0 && (n == maxBatch || len(out)+len(c.buf) > maxBatchBytes || large != nil) {
+// send writes the first n calls of a batch. From the moment that a call is taken its
+// reply may come, so it is in flight before its bytes are.
+func (l *link[R]) send(batch []*call[R], out *outgoing[R]) (n int, err error) {
+	n = l.take(batch, out)
+	l.mu.Lock()
+	l.bytes -= out.bytes
+	if l.ids == nil {
+		l.flight = append(l.flight, out.calls...)
+	}
+	if out.left > 0 {
+		l.releaseLocked(out.left)
+	}
+	l.mu.Unlock()
+	if err = l.put(out.small); err == nil {
+		err = l.put(out.large)
+	}
+	clear(out.calls)
+	out.large = nil
+	if cap(out.small) > 2*maxBatchBytes {
+		out.small = nil
+	}
+	return n, err
+}
+
+// take collects what goes in one piece.
+func (l *link[R]) take(batch []*call[R], out *outgoing[R]) (n int) {
+	*out = outgoing[R]{calls: out.calls[:0], small: out.small[:0]}
+	for _, c := range batch[:min(len(batch), maxBatch)] {
+		if n > 0 && (len(out.small)+len(c.buf) > maxBatchBytes || out.large != nil) {
 			break
 		}
 		n++
-		bytes += len(c.buf)
+		out.bytes += len(c.buf)
 		if !c.take() {
-			left++
+			out.left++
 			l.forget(c)
 			continue
 		}
-		if len(c.buf) >= largeRequest {
-			large, c.buf = c.buf, nil // the reply may come, and the call be used again, before Write returns
-		} else {
-			out = append(out, c.buf...)
-		}
-		l.handed += uint64(len(c.buf)) + uint64(len(large))
+		l.handed += uint64(len(c.buf))
 		c.end = l.handed
-		calls = append(calls, c)
-	}
-	l.mu.Lock()
-	l.bytes -= bytes
-	if l.ids == nil {
-		l.flight = append(l.flight, calls...)
-	}
-	l.releaseLocked(left)
-	l.mu.Unlock()
-	for _, b := range [][]byte{out, large} {
-		if len(b) == 0 {
-			continue
+		if len(c.buf) >= largeRequest {
+			out.large, c.buf = c.buf, nil // the reply may come, and the call be used again, before Write returns
+		} else {
+			out.small = append(out.small, c.buf...)
 		}
-		w, err := l.conn.Write(b)
-		l.mu.Lock()
-		l.accepted += uint64(w)
-		l.mu.Unlock()
-		if err != nil {
-			return batch[n:], out, err
-		}
+		out.calls = append(out.calls, c)
 	}
+	return n
+}
+
+// put writes, and counts what the kernel takes.
+func (l *link[R]) put(b []byte) error {
+	if len(b) == 0 {
+		return nil
+	}
+	n, err := l.conn.Write(b)
 	l.p.stats.writes.Add(1)
-	return batch[n:], out, nil
+	l.mu.Lock()
+	l.accepted += uint64(n)
+	l.mu.Unlock()
+	return err
 }
 
 // forget drops a call that was canceled before it was sent.
@@ -362,7 +385,7 @@ func timedOut(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 // any more: what the kernel did not take all of was not sent.
 func (l *link[R]) settle() {
 	l.mu.Lock()
-	all := slices.Concat(l.taken, l.flight, l.queue, l.line)
+	all := slices.Concat(l.taken[l.at:], l.flight, l.queue, l.line)
 	for _, c := range l.ids {
 		if !slices.Contains(l.queue, c) {
 			all = append(all, c)

@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	"errors"
 	"time"
 )
 
@@ -49,18 +48,23 @@ func (l *link[R]) exchange(ctx context.Context, c *call[R]) (err error, left boo
 		l.conn.SetDeadline(time.Time{})
 		left = err != nil && n == len(c.buf) && timedOut(err)
 	}
-	var bad *badReply
-	switch {
-	case left:
-		err = &Error{Unknown, l.peer.name, ended(ctx)}
-	case errors.As(err, &bad):
-		err = &Error{Replied, l.peer.name, bad.error}
-	case err != nil:
-		l.fail(err)
-		err = l.describe(ctx, c, err)
+	if err != nil {
+		err = l.blame(ctx, c, err, left)
 	}
 	l.goOn(c, left)
 	return err, left
+}
+
+// blame is the error of a call that was alone.
+func (l *link[R]) blame(ctx context.Context, c *call[R], err error, left bool) error {
+	if left {
+		return &Error{Unknown, l.peer.name, ended(ctx)}
+	}
+	if bad, ok := err.(*badReply); ok {
+		return &Error{Replied, l.peer.name, bad.error}
+	}
+	l.fail(err)
+	return l.describe(ctx, c, err)
 }
 
 // describe is the error of the call with which the link failed.

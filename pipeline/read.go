@@ -88,7 +88,7 @@ func (l *link[R]) dispatch() (finished int, err error) {
 		}
 		c.replies = append(c.replies, v)
 		if isBad || len(c.replies) == c.want {
-			l.taken = l.taken[1:]
+			l.at++
 			finished++
 			l.complete(c, bad)
 		}
@@ -97,15 +97,16 @@ func (l *link[R]) dispatch() (finished int, err error) {
 
 // oldest is the call whose reply comes next.
 func (l *link[R]) oldest() *call[R] {
-	if len(l.taken) == 0 {
+	if l.at == len(l.taken) {
+		clear(l.taken)
 		l.mu.Lock()
-		l.taken, l.flight = l.flight, nil
+		l.taken, l.flight, l.at = l.flight, l.taken[:0], 0
 		l.mu.Unlock()
 	}
 	if len(l.taken) == 0 {
 		return nil
 	}
-	return l.taken[0]
+	return l.taken[l.at]
 }
 
 func (l *link[R]) complete(c *call[R], bad *badReply) {
@@ -176,7 +177,7 @@ func (l *link[R]) progress(finished int) bool {
 // watchLocked sets anew when the link will be late: there was progress.
 func (l *link[R]) watchLocked() {
 	oldest := &call[R]{}
-	for _, list := range [][]*call[R]{l.taken, l.flight, l.queue} {
+	for _, list := range [][]*call[R]{l.taken[l.at:], l.flight, l.queue} {
 		if len(list) > 0 {
 			oldest = list[0]
 			break

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/holdfast-net/holdfast"
@@ -12,6 +13,10 @@ import (
 // stagger is the head start of one connection over the next while somebody waits, as
 // RFC 8305 has it.
 const stagger = 250 * time.Millisecond
+
+// maxPause is the most between two dials to a node, when the Cluster does not hold it
+// back because the failure was not the node's but this host's. It begins with a 32nd.
+const maxPause = time.Second
 
 // usherLocked sees to it that there is a connection, and that those in the lobby get
 // on it.
@@ -103,7 +108,7 @@ func (p *Client[R]) connect(lease holdfast.Lease) {
 	pr := p.peerOf(lease.Node())
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closing != nil || pr.dialing >= pr.missing() {
+	if p.closing != nil || pr.dialing >= pr.missing() || pr.failures > 0 && now() < pr.notBefore {
 		return
 	}
 	pr.dialing++
@@ -131,6 +136,8 @@ func (p *Client[R]) dial(lease holdfast.Lease, pr *peer[R], lost error) {
 	defer signal(p.changed)
 	pr.dialing--
 	if err != nil {
+		pr.failures++
+		pr.notBefore = now() + rand.N(maxPause>>max(0, 6-pr.failures))
 		p.dialFailedLocked(err)
 		return
 	}
@@ -147,7 +154,7 @@ func (p *Client[R]) dial(lease holdfast.Lease, pr *peer[R], lost error) {
 	}
 	p.links = append(p.links, l)
 	p.made.Add(1)
-	p.lastErr = nil
+	p.lastErr, pr.failures = nil, 0
 	p.stats.connects.Add(1)
 	p.tasks.Go(func() { l.run(); p.ended(l) })
 	p.seatLocked(l)
@@ -173,13 +180,29 @@ func (p *Client[R]) seat(l *link[R]) {
 }
 
 func (p *Client[R]) seatLocked(l *link[R]) {
+	elsewhere := p.dialingLocked()
+	stay := p.lobby[:0]
 	for _, c := range p.lobby {
+		if elsewhere && slices.Contains(c.avoid, l.peer.node) {
+			stay = append(stay, c)
+			continue
+		}
 		c.waiting.Store(nowhere)
 		if err := l.admit(c); err != nil && !c.finish(queued, &Error{NotSent, l.peer.name, err}) {
 			p.recycle(c)
 		}
 	}
-	p.lobby = nil
+	clear(p.lobby[len(stay):])
+	p.lobby = stay
+}
+
+func (p *Client[R]) dialingLocked() bool {
+	for _, pr := range *p.peers.Load() {
+		if pr.dialing > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // ended is called when a link is over.
