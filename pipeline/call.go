@@ -75,11 +75,26 @@ func (p *Client[R]) newCall(want int) *call[R] {
 	return c
 }
 
-// recycle takes back a call that is nobody's any more.
-func (p *Client[R]) recycle(c *call[R]) {
-	if cap(c.buf) > largeBuffer {
+// keep is the largest buffer that a call keeps while it waits for its reply.
+const keep = 2 << 10
+
+// spare takes a larger one from the call, for another one's request.
+func (p *Client[R]) spare(c *call[R]) {
+	if cap(c.buf) > keep {
+		p.putBuffer(c.buf)
 		c.buf = nil
 	}
+}
+
+func (p *Client[R]) putBuffer(b []byte) {
+	if cap(b) <= largeBuffer {
+		p.buffers.Put(&b)
+	}
+}
+
+// recycle takes back a call that is nobody's any more.
+func (p *Client[R]) recycle(c *call[R]) {
+	p.spare(c)
 	if c.id != 0 {
 		p.numbers.release(c.id)
 		c.id = 0

@@ -17,7 +17,8 @@ import (
 type Client[R any] struct {
 	cluster *holdfast.Cluster
 	cfg     Config[R]
-	calls   sync.Pool
+	calls   sync.Pool // of *call[R]
+	buffers sync.Pool // of *[]byte, larger than keep
 	numbers numbers
 	stats   counters
 
@@ -135,6 +136,11 @@ func (t *trip[R]) encode(c *call[R], req Request) (err error) {
 	if t.p.cfg.ID != nil && c.id == 0 {
 		if c.id = t.p.numbers.take(); c.id == 0 {
 			return &Error{NotSent, "", ErrFull}
+		}
+	}
+	if c.buf == nil {
+		if b, ok := t.p.buffers.Get().(*[]byte); ok {
+			c.buf = *b
 		}
 	}
 	c.buf, err = req.Encode(c.buf[:0], c.id)

@@ -47,7 +47,7 @@ type Config[R any] struct {
 	// 1,024. WindowBytes is how many bytes of requests may be queued; 0 means 1 MiB, and
 	// one request is always let in. What a connection holds at most is
 	//
-	//	2 × WindowBytes + Window × 512 B + 128 KiB + the replies that the callers have
+	//	2 × WindowBytes + Window × 2.5 KiB + 256 KiB + the replies that the callers have
 	//	not picked up + twice the longest reply, where the Decoder wants it whole
 	Window, WindowBytes int
 

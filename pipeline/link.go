@@ -307,6 +307,9 @@ func (l *link[R]) send(batch []*call[R], out *outgoing[R]) (n int, err error) {
 		err = l.put(out.large)
 	}
 	clear(out.calls)
+	if out.large != nil {
+		l.p.putBuffer(out.large)
+	}
 	out.large = nil
 	if cap(out.small) > 2*maxBatchBytes {
 		out.small = nil
@@ -334,6 +337,7 @@ func (l *link[R]) take(batch []*call[R], out *outgoing[R]) (n int) {
 			out.large, c.buf = c.buf, nil // the reply may come, and the call be used again, before Write returns
 		} else {
 			out.small = append(out.small, c.buf...)
+			l.p.spare(c)
 		}
 		out.calls = append(out.calls, c)
 	}
