@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
@@ -239,3 +240,33 @@ func (x *Exclusive[R]) Release() {
 
 // Discard closes the connection; a reason counts against its node.
 func (x *Exclusive[R]) Discard(reason error) { x.conn.Discard(reason) }
+
+// Raw sends a request and lets read take the reply off the connection itself, without
+// the Decoder: for replies that are too large to be held. read must read the whole
+// reply and no more; after an error of its the connection is of no use.
+func (x *Exclusive[R]) Raw(ctx context.Context, req Request, read func(in *bufio.Reader) error) error {
+	if err := x.Send(ctx, req); err != nil {
+		return err
+	}
+	stop := interruptible(ctx, x.conn.SetReadDeadline)
+	defer stop()
+	in := bufio.NewReaderSize(raw[R]{x.in}, smallBuffer)
+	err := read(in)
+	ahead, _ := in.Peek(in.Buffered())
+	x.in.buf = append(append(make([]byte, 0, smallBuffer), ahead...), x.in.buf[x.in.r:x.in.w]...)
+	x.in.r, x.in.w = 0, len(x.in.buf)
+	x.in.buf = x.in.buf[:cap(x.in.buf)]
+	return x.failed(ctx, Unknown, err)
+}
+
+// raw reads a stream as it is.
+type raw[R any] struct{ s *stream[R] }
+
+func (r raw[R]) Read(b []byte) (int, error) {
+	if s := r.s; s.r < s.w {
+		n := copy(b, s.buf[s.r:s.w])
+		s.r += n
+		return n, nil
+	}
+	return r.s.conn.Read(b)
+}
