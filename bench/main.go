@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -27,7 +28,7 @@ func main() {
 	flag.Parse()
 
 	var reports []report
-	for _, r := range append(clientRows(), serverRows()...) {
+	for _, r := range slices.Concat(clientRows(), serverRows(), redisRows()) {
 		if !strings.Contains(r.name, *only) {
 			continue
 		}

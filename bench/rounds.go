@@ -15,12 +15,14 @@ import (
 // row is one comparison. Each side does its work n times; set-up happens in
 // start, which returns the two sides and an end.
 type row struct {
-	name, peer string
-	n          int
-	bar        float64       // the ratio ours/peer must not pass; 0 when limit holds
-	limit      time.Duration // the time one unit of ours must not pass
-	zeroAllocs bool
-	start      func() (ours, peer side, end func(), err error)
+	name, peer  string
+	n           int
+	bar         float64       // the ratio ours/peer must not pass; 0 when limit holds
+	cpuBar      float64       // the same of the CPU time
+	limit       time.Duration // the time one unit of ours must not pass
+	zeroAllocs  bool
+	fewerAllocs bool // than the peer's, or as many
+	start       func() (ours, peer side, end func(), err error)
 }
 
 // side does n units and returns how many of them failed.
@@ -37,6 +39,7 @@ type report struct {
 	row        row
 	ours, peer []sample
 	ratios     []float64
+	cpuRatios  []float64
 }
 
 // measure runs the two sides in turns, the order changing with each round, and
@@ -62,6 +65,7 @@ func (r row) measure(rounds int) (report, error) {
 		rep.peer = append(rep.peer, b)
 		if b.wall > 0 {
 			rep.ratios = append(rep.ratios, float64(a.wall)/float64(b.wall))
+			rep.cpuRatios = append(rep.cpuRatios, float64(a.cpu)/float64(b.cpu))
 		}
 	}
 	return rep, nil
@@ -99,6 +103,11 @@ func quartiles[T cmp.Ordered](values []T) (q1, median, q3 T) {
 	return v[len(v)/4], v[len(v)/2], v[len(v)*3/4]
 }
 
+func median(values []float64) float64 {
+	_, m, _ := quartiles(values)
+	return m
+}
+
 func wallOf(s []sample) (out []time.Duration) {
 	for _, x := range s {
 		out = append(out, x.wall)
@@ -122,9 +131,11 @@ func (r report) failures() (ours, peer int) {
 }
 
 // allocs is the smallest figure of all rounds: what is above it is the runtime's.
-func (r report) allocs() float64 {
-	least := r.ours[0].allocs
-	for _, s := range r.ours {
+func (r report) allocs() float64 { return allocsOf(r.ours) }
+
+func allocsOf(all []sample) float64 {
+	least := all[0].allocs
+	for _, s := range all {
 		least = min(least, s.allocs)
 	}
 	return least
@@ -141,8 +152,12 @@ func (r report) verdict() string {
 		return "failed"
 	case r.row.zeroAllocs && r.allocs() >= 0.01:
 		return "missed: allocates"
+	case r.row.fewerAllocs && r.allocs() > allocsOf(r.peer)+0.05:
+		return "missed: allocates"
 	case r.row.limit > 0 && wall > r.row.limit:
 		return "missed"
+	case r.row.cpuBar > 0 && median(r.cpuRatios) > r.row.cpuBar:
+		return fmt.Sprintf("missed: CPU %.2f×", median(r.cpuRatios))
 	case r.row.bar == 0 || ratio <= r.row.bar:
 		return "met"
 	case ratio <= r.row.bar*1.03 && q1 <= r.row.bar:
@@ -155,6 +170,12 @@ func (r report) bar() string {
 	var bars []string
 	if r.row.bar > 0 {
 		bars = append(bars, fmt.Sprintf("≤ %.2f×", r.row.bar))
+	}
+	if r.row.cpuBar > 0 {
+		bars = append(bars, fmt.Sprintf("CPU ≤ %.2f×", r.row.cpuBar))
+	}
+	if r.row.fewerAllocs {
+		bars = append(bars, "allocs ≤ peer's")
 	}
 	if r.row.limit > 0 {
 		bars = append(bars, "≤ "+r.row.limit.String())
@@ -214,7 +235,7 @@ func versions() string {
 	}
 	var out strings.Builder
 	for _, d := range info.Deps {
-		if strings.Contains(d.Path, "puddle") {
+		if peer := []string{"puddle", "rueidis", "go-redis", "redigo"}; slices.ContainsFunc(peer, func(p string) bool { return strings.Contains(d.Path, p) }) {
 			fmt.Fprintf(&out, ", %s %s", d.Path, d.Version)
 		}
 	}

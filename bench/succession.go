@@ -48,6 +48,9 @@ func figures(only string) (all []figure, err error) {
 		{"serve: idle memory", idleMemory},
 		{"restart: handing over", handingOver},
 		{"restart: lost", lostPerRestart},
+		{"stream: buffers", buffers},
+		{"pipeline: lateness", lateness},
+		{"redis: busy", busy},
 	} {
 		if !strings.Contains(f.name, only) {
 			continue

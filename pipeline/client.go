@@ -100,6 +100,7 @@ func (p *Client[R]) do(ctx context.Context, req Request, out []R) (int, error) {
 	c := p.newCall(len(out))
 	for {
 		t.attempt++
+		t.refused = false
 		err := t.encode(c, req)
 		if err == nil {
 			err = t.run(c)
@@ -131,7 +132,6 @@ type trip[R any] struct {
 }
 
 func (t *trip[R]) encode(c *call[R], req Request) (err error) {
-	t.refused = false
 	c.reset(req.Slow)
 	if t.p.cfg.ID != nil && c.id == 0 {
 		if c.id = t.p.numbers.take(); c.id == 0 {
@@ -152,26 +152,42 @@ func (t *trip[R]) encode(c *call[R], req Request) (err error) {
 
 // run makes one attempt.
 func (t *trip[R]) run(c *call[R]) error {
-	p := t.p
-	made := p.made.Load()
-	l, lease, err := p.choose(t.tried)
+	made := t.p.made.Load()
+	l, lease, err := t.p.choose(t.tried)
 	if l == nil {
-		return t.wait(c, made, err)
+		if err = t.wait(c, made, err); !t.gone && c.link != nil {
+			err = t.judge(c, c.link.lease, -1, err)
+		}
+		return err
 	}
 	start := now()
 	err = t.exchange(c, l)
-	took := now() - start
-	if err == nil && p.cfg.Refused != nil && c.want == 1 {
-		if why := p.cfg.Refused(c.replies[0]); why != nil {
-			t.refused = true
-			lease.Report(took, holdfast.Unprocessed(why))
-			t.tried = append(t.tried, l.peer.node)
-			lease.Done()
-			return nil
-		}
-	}
-	t.report(lease, took, err)
+	err = t.judge(c, lease, now()-start, err)
 	lease.Done()
+	return err
+}
+
+// judge tells the Cluster how the node fared, unless nothing was sent, and notes
+// whether another one should be tried.
+func (t *trip[R]) judge(c *call[R], lease holdfast.Lease, took time.Duration, err error) error {
+	if err == nil {
+		var why error
+		if t.p.cfg.Refused != nil && c.want == 1 {
+			why = t.p.cfg.Refused(c.replies[0])
+		}
+		if t.refused = why != nil; t.refused {
+			t.tried = append(t.tried, lease.Node())
+		}
+		lease.Report(took, holdfast.Unprocessed(why))
+		return nil
+	}
+	e, ok := errors.AsType[*Error](err)
+	if ok && e.Outcome == Unknown {
+		lease.Report(took, e.Err)
+	}
+	if ok && e.Node != "" {
+		t.tried = append(t.tried, lease.Node())
+	}
 	return err
 }
 
@@ -234,21 +250,6 @@ func (t *trip[R]) await(c *call[R], limit time.Duration, late error) error {
 		}
 		<-c.done // it is over already
 		return c.err
-	}
-}
-
-// report tells the Cluster how the node fared. What was not sent says nothing of it.
-func (t *trip[R]) report(lease holdfast.Lease, took time.Duration, err error) {
-	if err == nil {
-		lease.Report(took, nil)
-		return
-	}
-	e, ok := errors.AsType[*Error](err)
-	if ok && e.Outcome == Unknown {
-		lease.Report(took, e.Err)
-	}
-	if ok && e.Node != "" {
-		t.tried = append(t.tried, lease.Node())
 	}
 }
 

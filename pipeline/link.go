@@ -21,6 +21,7 @@ import (
 type link[R any] struct {
 	p      *Client[R]
 	peer   *peer[R]
+	lease  holdfast.Lease // that it was dialed with: it is over, and can still report
 	conn   *holdfast.Conn
 	in     *stream[R] // whoever reads owns it: the reader, or a caller who is alone
 	taken  []*call[R] // sent and next to be answered, in order; goes with in
@@ -79,9 +80,9 @@ const (
 	idleAfter = 100 * time.Millisecond
 )
 
-func newLink[R any](p *Client[R], peer *peer[R], s *stream[R]) *link[R] {
+func newLink[R any](p *Client[R], peer *peer[R], lease holdfast.Lease, s *stream[R]) *link[R] {
 	l := &link[R]{
-		p: p, peer: peer, conn: s.conn, in: s, dead: make(chan struct{}),
+		p: p, peer: peer, lease: lease, conn: s.conn, in: s, dead: make(chan struct{}),
 		parked:     p.cfg.OnPush == nil && p.cfg.Push == nil,
 		wakeWriter: make(chan struct{}, 1), wakeReader: make(chan struct{}, 1), interrupted: make(chan struct{}, 1),
 	}

@@ -145,7 +145,7 @@ func (p *Client[R]) dial(lease holdfast.Lease, pr *peer[R], lost error) {
 		s.conn.Close()
 		return
 	}
-	l := newLink(p, pr, s)
+	l := newLink(p, pr, lease, s)
 	for i := range pr.links {
 		if old := pr.links[i].Load(); old == nil || old.over.Load() {
 			pr.links[i].Store(l)

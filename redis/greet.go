@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,7 +58,7 @@ func (g *greeting) hello() error {
 	}
 	args := []any{"HELLO", 3}
 	if g.password != "" {
-		args = append(args, "AUTH", or(g.user, "default"), g.password)
+		args = append(args, "AUTH", cmp.Or(g.user, "default"), g.password)
 	}
 	if g.r.cfg.Name != "" {
 		args = append(args, "SETNAME", g.r.cfg.Name)
@@ -120,7 +121,7 @@ func (g *greeting) role() error {
 	}
 	parts, err := Reply{v: v}.Values()
 	if err != nil || len(parts) == 0 {
-		return fmt.Errorf("redis: ROLE: %w", cmp(err, errNoRole))
+		return fmt.Errorf("redis: ROLE: %w", cmp.Or(err, errNoRole))
 	}
 	if is, _ := (Reply{v: parts[0]}).Text(); is != want {
 		return fmt.Errorf("redis: the server is a %s, and a %s is wanted", clip(is), want)
