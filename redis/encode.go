@@ -2,6 +2,7 @@ package redis
 
 import (
 	"errors"
+	"math"
 	"strconv"
 )
 
@@ -70,9 +71,9 @@ func appendArg(dst []byte, arg any) ([]byte, bool) {
 	case uint8:
 		return appendUint(dst, uint64(v)), true
 	case float64:
-		return appendBulk(dst, formatFloat(v)), true
+		return appendFloat(dst, v, 64), true
 	case float32:
-		return appendBulk(dst, strconv.FormatFloat(float64(v), 'g', -1, 32)), true
+		return appendFloat(dst, float64(v), 32), true
 	case bool:
 		return appendInt(dst, int64(b2i(v))), true
 	}
@@ -93,6 +94,14 @@ func appendInt(dst []byte, n int64) []byte {
 func appendUint(dst []byte, n uint64) []byte {
 	var digits [20]byte
 	return appendBulk(dst, strconv.AppendUint(digits[:0], n, 10))
+}
+
+func appendFloat(dst []byte, f float64, bits int) []byte {
+	if math.IsInf(f, 0) || math.IsNaN(f) {
+		return appendBulk(dst, formatFloat(f))
+	}
+	var digits [32]byte
+	return appendBulk(dst, strconv.AppendFloat(digits[:0], f, 'g', -1, bits))
 }
 
 func appendLine(dst []byte, kind byte, n int) []byte {

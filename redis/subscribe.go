@@ -32,13 +32,55 @@ type Message struct {
 type Subscription struct {
 	r    *Client
 	gap  error // to be told
-	once sync.Once
 	done context.Context
 	end  context.CancelFunc
 
 	mu     sync.Mutex
-	x      *pipeline.Exclusive[Value] // nil while there is no connection
-	wanted map[string]string          // name → command that subscribes to it
+	at     *line             // nil while there is no connection
+	wanted map[string]string // name → command that subscribes to it
+}
+
+// line is a connection that several may use at once, and that the last of them ends.
+// The Subscription's mu guards it.
+type line struct {
+	x     *pipeline.Exclusive[Value]
+	users int
+	over  bool
+	why   error
+}
+
+// use returns the connection, nil if there is none; leave follows it.
+func (s *Subscription) use() *line {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.at != nil {
+		s.at.users++
+	}
+	return s.at
+}
+
+func (s *Subscription) leave(l *line) {
+	s.mu.Lock()
+	l.users--
+	last := l.over && l.users == 0
+	s.mu.Unlock()
+	if last {
+		l.x.Discard(l.why)
+	}
+}
+
+// drop ends a connection, as soon as nobody uses it.
+func (s *Subscription) drop(l *line, why error) {
+	s.mu.Lock()
+	last := !l.over && l.users == 0
+	l.over, l.why = true, why
+	if s.at == l {
+		s.at = nil
+	}
+	s.mu.Unlock()
+	if last {
+		l.x.Discard(why)
+	}
 }
 
 // Subscribe receives what is published on channels. It returns when the server has been
@@ -90,7 +132,7 @@ func (s *Subscription) connect(ctx context.Context) error {
 		x.Discard(nil)
 		return errClosed
 	}
-	s.x = x
+	s.at = &line{x: x}
 	return nil
 }
 
@@ -129,12 +171,13 @@ func (s *Subscription) Add(ctx context.Context, verb string, names ...string) er
 	for _, name := range names {
 		s.wanted[name] = verb
 	}
-	x := s.x
 	s.mu.Unlock()
-	if x == nil {
+	l := s.use()
+	if l == nil {
 		return nil
 	}
-	return send(ctx, x, verb, names)
+	defer s.leave(l)
+	return send(ctx, l.x, verb, names)
 }
 
 // Remove ends the subscription to names.
@@ -147,14 +190,15 @@ func (s *Subscription) Remove(ctx context.Context, names ...string) error {
 			delete(s.wanted, name)
 		}
 	}
-	x := s.x
 	s.mu.Unlock()
-	if x == nil {
+	l := s.use()
+	if l == nil {
 		return nil
 	}
+	defer s.leave(l)
 	for verb, names := range byVerb {
 		un := map[string]string{"SUBSCRIBE": "UNSUBSCRIBE", "PSUBSCRIBE": "PUNSUBSCRIBE", "SSUBSCRIBE": "SUNSUBSCRIBE"}[verb]
-		if err := send(ctx, x, un, names); err != nil {
+		if err := send(ctx, l.x, un, names); err != nil {
 			return err
 		}
 	}
@@ -198,10 +242,8 @@ func (s *Subscription) pause(ctx context.Context, attempt int) {
 // receive is one attempt: a message, a gap after a connection was made anew, or why
 // there is none.
 func (s *Subscription) receive(ctx context.Context) (Message, error) {
-	s.mu.Lock()
-	x := s.x
-	s.mu.Unlock()
-	if x == nil {
+	l := s.use()
+	if l == nil {
 		if err := s.connect(ctx); err != nil {
 			return Message{}, err
 		}
@@ -209,14 +251,16 @@ func (s *Subscription) receive(ctx context.Context) (Message, error) {
 		s.gap = nil
 		return Message{Gap: gap}, nil
 	}
+	defer s.leave(l)
 	for {
-		v, err := x.Receive(ctx)
+		v, err := l.x.Receive(ctx)
 		if err == nil {
 			err = v.Err()
 		}
 		if err != nil {
 			if ctx.Err() == nil {
-				s.lose(x, err)
+				s.gap = err
+				s.drop(l, err)
 			}
 			return Message{}, err
 		}
@@ -224,15 +268,6 @@ func (s *Subscription) receive(ctx context.Context) (Message, error) {
 			return m, nil
 		}
 	}
-}
-
-// lose drops a connection that failed.
-func (s *Subscription) lose(x *pipeline.Exclusive[Value], why error) {
-	s.mu.Lock()
-	s.x = nil
-	s.mu.Unlock()
-	s.gap = why
-	x.Discard(why)
 }
 
 // messageOf reads what the server sent: a push, or in RESP2 an array. What is no
@@ -264,17 +299,14 @@ func (s *Subscription) All(ctx context.Context) iter.Seq2[Message, error] {
 	}
 }
 
-// Close ends the Subscription and a Receive under way.
+// Close ends the Subscription, and what is under way on it.
 func (s *Subscription) Close() error {
 	s.end()
-	s.once.Do(func() {
-		s.mu.Lock()
-		x := s.x
-		s.x = nil
-		s.mu.Unlock()
-		if x != nil {
-			x.Discard(nil)
-		}
-	})
+	s.mu.Lock()
+	l := s.at
+	s.mu.Unlock()
+	if l != nil {
+		s.drop(l, nil)
+	}
 	return nil
 }
