@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -279,22 +280,17 @@ func hello(ln net.Listener) {
 				if err != nil {
 					break
 				}
-				for range max(1, countCommands(buf[:n])) {
+				for command := range bytes.SplitSeq(bytes.TrimPrefix(buf[:n], []byte("*")), []byte("\n*")) {
+					if bytes.Contains(command, []byte("HELLO")) || bytes.Contains(command, []byte("hello")) {
+						conn.Write([]byte("%2\r\n$5\r\nproto\r\n:3\r\n$7\r\nversion\r\n$5\r\n7.0.0\r\n"))
+						continue
+					}
 					conn.Write([]byte("+OK\r\n"))
 				}
 			}
 			time.Sleep(time.Minute)
 		}()
 	}
-}
-
-func countCommands(b []byte) (n int) {
-	for i, c := range b {
-		if c == '*' && (i == 0 || b[i-1] == '\n') {
-			n++
-		}
-	}
-	return n
 }
 
 // busy is what a lone caller waits for a reply while all processors are busy with

@@ -83,7 +83,7 @@ const (
 func newLink[R any](p *Client[R], peer *peer[R], lease holdfast.Lease, s *stream[R]) *link[R] {
 	l := &link[R]{
 		p: p, peer: peer, lease: lease, conn: s.conn, in: s, dead: make(chan struct{}),
-		parked:     p.cfg.OnPush == nil && p.cfg.Push == nil,
+		parked:     p.cfg.OnPush == nil,
 		wakeWriter: make(chan struct{}, 1), wakeReader: make(chan struct{}, 1), interrupted: make(chan struct{}, 1),
 	}
 	if p.cfg.ID != nil {
@@ -396,10 +396,12 @@ func (l *link[R]) settle() {
 			all = append(all, c)
 		}
 	}
+	for _, c := range l.line {
+		c.waiting.Store(nowhere) // from here on it is not theirs to leave
+	}
 	l.taken, l.flight, l.queue, l.line, l.ids = nil, nil, nil, nil, nil
 	l.mu.Unlock()
 	for _, c := range all {
-		c.waiting.Store(nowhere)
 		from, outcome := queued, NotSent
 		if state := c.state.Load(); state == sent || state == abandoned {
 			from = sent

@@ -274,3 +274,36 @@ func echo(t testing.TB) string {
 	t.Cleanup(func() { ln.Close(); wg.Wait() })
 	return ln.Addr().String()
 }
+
+// A link that fails while its callers leave: in line, queued, in flight and alone. Each
+// is told once, and nothing is anybody's twice.
+func TestEverythingEndsAtOnce(t *testing.T) {
+	for round := range 100 {
+		inWorld(t, 1, func(w *world) {
+			p := w.ready(w.lines(config{Window: 1 + round%3, Attempts: 1 + round%2}))
+			w.servers[0].host.Freeze()
+			var wg sync.WaitGroup
+			for i := range 30 {
+				wg.Go(func() {
+					for range 3 {
+						if _, err := p.Do(w.within(10*time.Millisecond), line("%d", i)); err == nil {
+							w.Error("a frozen server answered")
+						}
+					}
+				})
+			}
+			for range 3 {
+				time.Sleep(10 * time.Millisecond)
+				for _, c := range w.client.Conns() {
+					c.Reset()
+				}
+			}
+			wg.Wait()
+			w.servers[0].host.Thaw()
+			p.Close()
+			if s := p.Stats(); s.InFlight+s.Waiting+s.Conns != 0 {
+				w.Errorf("stats: %+v", s)
+			}
+		})
+	}
+}

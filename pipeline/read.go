@@ -162,7 +162,7 @@ func (l *link[R]) progress(finished int) bool {
 	if l.count == 0 {
 		l.in.rest()
 	}
-	park := l.count == 0 && l.single >= lonely && l.p.cfg.OnPush == nil && l.p.cfg.Push == nil
+	park := l.count == 0 && l.single >= lonely && l.p.cfg.OnPush == nil
 	if park {
 		l.parked, l.used, l.single = true, true, 0
 	}

@@ -10,6 +10,8 @@ import (
 
 // Nil is that there is no such value: the null of both protocols. Match it with
 // errors.Is.
+//
+//lint:ignore ST1012 every Go user of Redis looks for it by this name.
 var Nil = errors.New("redis: nil")
 
 // Error is what a server said instead of an answer.
