@@ -143,7 +143,14 @@ func (t *trip[R]) encode(c *call[R], req Request) (err error) {
 			c.buf = *b
 		}
 	}
+	encoded := false
+	defer func() {
+		if !encoded { // it panicked
+			t.p.recycle(c)
+		}
+	}()
 	c.buf, err = req.Encode(c.buf[:0], c.id)
+	encoded = true
 	if err == nil && len(c.buf) == 0 {
 		err = errors.New("pipeline: an empty request")
 	}
@@ -160,11 +167,10 @@ func (t *trip[R]) run(c *call[R]) error {
 		}
 		return err
 	}
+	defer lease.Done()
 	start := now()
 	err = t.exchange(c, l)
-	err = t.judge(c, lease, now()-start, err)
-	lease.Done()
-	return err
+	return t.judge(c, lease, now()-start, err)
 }
 
 // judge tells the Cluster how the node fared, unless nothing was sent, and notes

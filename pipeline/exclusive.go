@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -134,14 +133,9 @@ func (x *Exclusive[R]) Batch(ctx context.Context, req Request, replies []R) (n i
 	defer stop()
 	for n < len(replies) && err == nil {
 		var v R
-		if v, err = x.in.next(); err == nil && x.p.cfg.isPush(v) {
-			continue
-		}
+		v, err = x.in.reply(x.id)
 		if bad, ok := err.(*badReply); ok {
 			return n, &Error{Replied, x.conn.Node().String(), bad.error}
-		}
-		if id, wrong := x.wrong(v, err); wrong {
-			err = fmt.Errorf("%w: %d, and %d was asked", errUnasked, id, x.id)
 		}
 		if err == nil {
 			replies[n] = v
@@ -149,14 +143,6 @@ func (x *Exclusive[R]) Batch(ctx context.Context, req Request, replies []R) (n i
 		}
 	}
 	return n, x.failed(ctx, Unknown, err)
-}
-
-func (x *Exclusive[R]) wrong(v R, err error) (id uint64, wrong bool) {
-	if err != nil || x.p.cfg.ID == nil {
-		return 0, false
-	}
-	id, _ = x.p.cfg.ID(v)
-	return id, id != x.id
 }
 
 // Send sends a request and waits for nothing.
@@ -191,7 +177,10 @@ func (x *Exclusive[R]) Receive(ctx context.Context) (v R, err error) {
 		return v, &Error{NotSent, x.conn.Node().String(), err}
 	}
 	stop := interruptible(ctx, x.conn.SetReadDeadline)
-	v, err = x.in.next()
+	func() {
+		defer rescue(&err)
+		v, err = x.in.next()
+	}()
 	stop()
 	bad, isBad := err.(*badReply)
 	switch {

@@ -418,8 +418,16 @@ func (l *link[R]) settle() {
 // deliver calls OnPush.
 func (l *link[R]) deliver() {
 	for v := range l.pushes {
-		l.p.cfg.OnPush(v)
+		if err := l.hand(v); err != nil {
+			l.fail(err)
+		}
 	}
+}
+
+func (l *link[R]) hand(v R) (err error) {
+	defer rescue(&err)
+	l.p.cfg.OnPush(v)
+	return nil
 }
 
 // push passes on what the peer sent by itself, or drops it.

@@ -92,7 +92,8 @@ func (l *link[R]) written(n int) bool {
 
 // receive reads the replies of a call whose requests are the oldest. What else comes is
 // of others who have joined.
-func (l *link[R]) receive(c *call[R]) error {
+func (l *link[R]) receive(c *call[R]) (err error) {
+	defer rescue(&err)
 	for {
 		v, err := l.in.next()
 		if _, bad := err.(*badReply); err != nil && !bad {

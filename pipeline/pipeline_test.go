@@ -865,3 +865,91 @@ func TestConfig(t *testing.T) {
 		}
 	})
 }
+
+// Fault 37: a handshake that stalls or panics never makes a connection that is used.
+func TestHandshakeThatStalls(t *testing.T) {
+	inWorld(t, 2, func(w *world) {
+		w.servers[0].does(func(net.Conn, string) {})
+		c := w.cluster(holdfast.Config{Picker: holdfast.Ordered(), Timeouts: holdfast.Timeouts{Handshake: time.Second}})
+		p := w.over(c, config{Handshake: func(ctx context.Context, s *pipeline.Setup[string]) error {
+			_, err := s.Do(line("HELLO"))
+			return err
+		}})
+		begin := time.Now()
+		w.ask(p, "over the other one")
+		if took := time.Since(begin); took > 500*time.Millisecond {
+			w.Errorf("it took %v", took)
+		}
+		time.Sleep(5 * time.Second)
+		if n := w.servers[0].times("over the other one"); n > 0 {
+			w.Error("the first one was used")
+		}
+		q := w.over(c, config{WaitDown: time.Second, Handshake: func(context.Context, *pipeline.Setup[string]) error { panic("at the disco") }})
+		if _, err := q.Do(w.Context(), line("x")); !errors.Is(err, pipeline.ErrDown) || !strings.Contains(err.Error(), "disco") {
+			w.Errorf("got %v", err)
+		}
+		if _, err := q.Exclusive(w.Context()); outcome(err) != "not sent" || !strings.Contains(err.Error(), "disco") {
+			w.Errorf("got %v", err)
+		}
+	})
+}
+
+// Fault 38: a panic in the user's code ends what it is about, and leaves nothing behind.
+func TestPanics(t *testing.T) {
+	boom := func(r string) {
+		if strings.HasSuffix(r, "boom") {
+			panic("boom")
+		}
+	}
+	for name, cfg := range map[string]config{
+		"Decoder": {Decoder: pipeline.Frames(frame.Lines(), func(line []byte) (string, error) { boom(string(line)); return string(line), nil })},
+		"Push":    {Push: func(r string) bool { boom(r); return false }},
+		"ID":      {ID: func(r string) (uint64, bool) { boom(r); return numbered(config{}).ID(r) }},
+		"OnPush":  {Push: func(r string) bool { return strings.HasSuffix(r, "boom") }, OnPush: func(r string) { boom(r) }},
+		"Refused": {Refused: func(r string) error { boom(r); return nil }},
+		"Encode":  {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, 1, func(w *world) {
+				c := w.cluster(holdfast.Config{})
+				p := w.ready(w.over(c, cfg))
+				ask := func(text string) (got string, err error) {
+					defer func() {
+						if p := recover(); p != nil {
+							err = fmt.Errorf("panicked: %v", p)
+						}
+					}()
+					if cfg.ID != nil {
+						return p.Do(w.Context(), numberedLine(text))
+					}
+					req := line("%s", text)
+					if name == "Encode" && text == "boom" {
+						req.Encode = func([]byte, uint64) ([]byte, error) { panic("boom") }
+					}
+					return p.Do(w.Context(), req)
+				}
+				for range 3 { // a lone caller's
+					for range 20 {
+						if _, err := ask("well"); err != nil {
+							w.Error(err)
+						}
+					}
+					if _, err := ask("boom"); err == nil || !strings.Contains(err.Error(), "boom") {
+						w.Errorf("got %v", err)
+					}
+				}
+				var wg sync.WaitGroup
+				for i := range 20 { // and in a crowd
+					wg.Go(func() { ask([]string{"well", "boom"}[i%2]) })
+				}
+				wg.Wait()
+				if _, err := ask("well"); err != nil {
+					w.Error(err)
+				}
+				if s, n := p.Stats(), c.Stats().Nodes[0].InFlight; s.InFlight+s.Waiting+n != 0 {
+					w.Errorf("something stayed: %+v, %d leases", s, n)
+				}
+			})
+		})
+	}
+}

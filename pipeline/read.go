@@ -63,6 +63,7 @@ func (l *link[R]) parkLocked(watch *time.Timer) {
 // dispatch completes what the replies that have arrived complete, and returns how
 // many calls that were.
 func (l *link[R]) dispatch() (finished int, err error) {
+	defer rescue(&err)
 	for {
 		v, ok, err := l.in.have()
 		bad, isBad := err.(*badReply)

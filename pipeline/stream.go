@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 
 	"github.com/holdfast-net/holdfast"
 )
@@ -43,6 +44,14 @@ func (s *stream[R]) have() (v R, ok bool, err error) {
 		err = &badReply{err}
 	}
 	return v, done, err
+}
+
+// rescue makes an error of a panic in the user's code, where it would not be the user
+// who falls.
+func rescue(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("pipeline: panic: %v\n%s", p, debug.Stack())
+	}
 }
 
 // fill waits for bytes.
@@ -133,7 +142,6 @@ type Setup[R any] struct {
 // Do sends a request and waits for its reply; what the peer pushes meanwhile is
 // dropped. The limits are those of the handshake.
 func (s *Setup[R]) Do(req Request) (v R, err error) {
-	cfg := s.s.cfg
 	s.id++
 	b, err := req.Encode(nil, s.id)
 	if err != nil {
@@ -142,14 +150,21 @@ func (s *Setup[R]) Do(req Request) (v R, err error) {
 	if _, err := s.Conn.Write(b); err != nil {
 		return v, err
 	}
+	return s.s.reply(s.id)
+}
+
+// reply waits for the next reply, and drops what is pushed before it. On a connection of
+// one's own it must have the number that was asked last.
+func (s *stream[R]) reply(asked uint64) (v R, err error) {
+	defer rescue(&err)
 	for {
-		v, err := s.s.next()
-		if err == nil && cfg.isPush(v) {
+		v, err := s.next()
+		if err == nil && s.cfg.isPush(v) {
 			continue
 		}
-		if err == nil && cfg.ID != nil {
-			if id, _ := cfg.ID(v); id != s.id {
-				return v, fmt.Errorf("%w: %d, and %d was asked", errUnasked, id, s.id)
+		if err == nil && s.cfg.ID != nil {
+			if id, _ := s.cfg.ID(v); id != asked {
+				return v, fmt.Errorf("%w: %d, and %d was asked", errUnasked, id, asked)
 			}
 		}
 		return v, err
@@ -157,10 +172,11 @@ func (s *Setup[R]) Do(req Request) (v R, err error) {
 }
 
 // prepare makes the stream of a new connection.
-func (p *Client[R]) prepare(ctx context.Context, conn *holdfast.Conn, lost error) (*stream[R], error) {
-	s := newStream(&p.cfg, conn)
+func (p *Client[R]) prepare(ctx context.Context, conn *holdfast.Conn, lost error) (s *stream[R], err error) {
+	s = newStream(&p.cfg, conn)
 	if p.cfg.Handshake == nil {
 		return s, nil
 	}
+	defer rescue(&err)
 	return s, p.cfg.Handshake(ctx, &Setup[R]{Conn: conn, Lost: lost, s: s})
 }
