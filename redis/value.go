@@ -16,17 +16,17 @@ var Nil = errors.New("redis: nil")
 
 // Error is what a server said instead of an answer.
 type Error struct {
-	Code string // its first word, such as WRONGTYPE; ERR where it has none of its own
+	Code string // its first word, such as WRONGTYPE or ERR; "" where that is no code
 	Msg  string // the rest
 }
 
-func (e *Error) Error() string { return "redis: " + clip(e.Code+" "+e.Msg) }
+func (e *Error) Error() string { return "redis: " + clip(strings.TrimLeft(e.Code+" "+e.Msg, " ")) }
 
 // parseError reads the line of an error.
 func parseError(line string) *Error {
 	code, msg, _ := strings.Cut(line, " ")
 	if code == "" || strings.ToUpper(code) != code {
-		return &Error{"ERR", line}
+		return &Error{"", line}
 	}
 	return &Error{code, msg}
 }
