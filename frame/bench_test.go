@@ -2,6 +2,7 @@ package frame
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"strconv"
@@ -29,12 +30,37 @@ func BenchmarkNext(b *testing.B) {
 	}
 	for _, size := range []int{64, 1 << 10, 16 << 10} {
 		b.Run("lines/"+strconv.Itoa(size), func(b *testing.B) { benchmarkNext(b, Lines(), size) })
+		several := build(b, Delimited{By: []string{"\r\n", "\x00", "--boundary--"}})
+		b.Run("several/"+strconv.Itoa(size), func(b *testing.B) { benchmarkNext(b, several, size) })
+	}
+	for _, size := range []int{64, 1 << 10} {
+		b.Run("varint/"+strconv.Itoa(size), func(b *testing.B) { benchmarkNext(b, Varint(0), size) })
+		b.Run("netstring/"+strconv.Itoa(size), func(b *testing.B) { benchmarkNext(b, Netstring(0), size) })
+		b.Run("fixed/"+strconv.Itoa(size), func(b *testing.B) { benchmarkNext(b, Fixed(size), size) })
+	}
+}
+
+func BenchmarkNextOwned(b *testing.B) {
+	for _, size := range []int{64, 1 << 10, 16 << 10, 512 << 10} {
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
+			frame, _ := Prefix(4).Append(nil, make([]byte, size))
+			r := NewReader(&endlessly{data: bytes.Repeat(frame, 1+largeBuffer/len(frame))}, Prefix(4))
+			b.SetBytes(int64(len(frame)))
+			b.ReportAllocs()
+			for b.Loop() {
+				_, release, err := r.NextOwned()
+				if err != nil {
+					b.Fatal(err)
+				}
+				release()
+			}
+		})
 	}
 }
 
 func BenchmarkSend(b *testing.B) {
-	for name, f := range map[string]Format{"prefix/64": Prefix(4), "lines/64": Lines()} {
-		b.Run(name, func(b *testing.B) {
+	for _, f := range smallFormats(b) {
+		b.Run(fmt.Sprintf("%T", f), func(b *testing.B) {
 			w := NewWriter(io.Discard, f)
 			msg := bytes.Repeat([]byte("a"), 64)
 			b.ReportAllocs()

@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"github.com/holdfast-net/holdfast/frame"
 )
@@ -21,9 +23,7 @@ func Example() {
 		w.Flush() // has the error of the writes before it, too
 	}()
 
-	r := frame.NewReader(server, frame.Prefix(4))
-	for {
-		msg, err := r.Next()
+	for msg, err := range frame.NewReader(server, frame.Prefix(4)).All() {
 		if err != nil {
 			fmt.Println(err)
 			return
@@ -33,7 +33,6 @@ func Example() {
 	// Output:
 	// "any bytes:\n"
 	// "are a message\n"
-	// EOF
 }
 
 func ExampleLines() {
@@ -67,6 +66,64 @@ func ExampleLength() {
 	// Output:
 	// "Q\x00\x00\x00\rSELECT 1\x00"
 	// frame: malformed: length 3 where 4 is the least
+}
+
+// SMTP ends a mail with a line that is a dot.
+func ExampleDelimited() {
+	mail, err := frame.Delimited{By: []string{"\r\n.\r\n"}, Max: 10 << 20}.Format()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	b, _ := mail.Append(nil, []byte("Subject: dots\r\n\r\n... --- ..."))
+	fmt.Printf("%q\n", b)
+
+	_, err = mail.Append(nil, []byte("one\r\n.\r\ntwo"))
+	fmt.Println(err)
+	// Output:
+	// "Subject: dots\r\n\r\n... --- ...\r\n.\r\n"
+	// frame: malformed: the message to send has the delimiter "\r\n.\r\n" in it
+}
+
+// A message that is too large need not be the end of the connection.
+func ExampleReader_skipTooLarge() {
+	r := frame.NewReader(strings.NewReader("2:ok,1000:"+strings.Repeat(".", 1000)+",4:fine,"), frame.Netstring(100))
+	r.SkipTooLarge = true
+	for msg, err := range r.All() {
+		if errors.Is(err, frame.ErrTooLarge) {
+			fmt.Println(err)
+			continue
+		}
+		if err != nil {
+			fmt.Println("the end:", err)
+			return
+		}
+		fmt.Printf("%q\n", msg)
+	}
+	// Output:
+	// "ok"
+	// frame: message too large: length 1000 where 100 is the most
+	// "fine"
+}
+
+// Messages go to other goroutines, and their memory comes back.
+func ExampleReader_NextOwned() {
+	r := frame.NewReader(strings.NewReader("one\ntwo\nthree\n"), frame.Lines())
+	var workers sync.WaitGroup
+	var bytes atomic.Int64
+	for {
+		msg, release, err := r.NextOwned()
+		if err != nil {
+			break // io.EOF
+		}
+		workers.Go(func() {
+			defer release()
+			bytes.Add(int64(len(msg)))
+		})
+	}
+	workers.Wait()
+	fmt.Println(bytes.Load())
+	// Output: 11
 }
 
 // A Format needs no Reader where the bytes are there already.

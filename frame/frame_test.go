@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/iotest"
@@ -33,13 +33,23 @@ func knownFormats(t testing.TB) []known {
 			[]string{"Q\x00\x00\x00\x0aselect", "S\x00\x00\x00\x04", "d\x00\x00\x00\x05\n"}},
 		{"part of the header kept", build(t, Length{Width: 2, Offset: 3, Adjust: 1, Strip: 1}),
 			[]string{"id\x00\x00.", "id\x00\x05.text\n"}},
+		{"varint", Varint(0), append(text, strings.Repeat("a", 128))},
+		{"netstring", Netstring(0), append(text, ",", "3:abc,")},
+		{"fixed", Fixed(3), []string{"abc", "\x00\x00\x00", "\r\n."}},
 		{"lines", Lines(), lines},
-		{"lines with CR LF", build(t, Line{CRLF: true}), append(lines, "\r", "a\r")},
-		{"lines with their end", build(t, Line{Keep: true}), []string{"\n", "\r\n", "a\n", "a\r\n", "a\r\r\n"}},
+		{"lines with CR LF", build(t, crlf), append(lines, "\r", "a\r")},
+		{"lines with their end", build(t, Delimited{Keep: true}), []string{"\n", "\r\n", "a\n", "a\r\n", "a\r\r\n"}},
+		{"a long delimiter", build(t, Delimited{By: []string{"aab"}}), []string{"", "a", "aa", "b", "ab", "ba", "aaxab"}},
+		{"several delimiters", build(t, Delimited{By: []string{"--", "\n", ";;;"}}), []string{"", ";;", ";", "a-b", "-a;"}},
+		{"several delimiters kept", build(t, Delimited{By: []string{"--", "\n"}, Keep: true}),
+			[]string{"--", "\n", "a\n", "-\n", "a-a--"}},
 	}
 }
 
-// build returns the format of a Length or Line that is right.
+// crlf is lines that are sent as mail and HTTP have them.
+var crlf = Delimited{By: []string{"\r\n", "\n"}}
+
+// build returns the format of a Length or Delimited that is right.
 func build(t testing.TB, of interface{ Format() (Format, error) }) Format {
 	t.Helper()
 	f, err := of.Format()
@@ -47,6 +57,12 @@ func build(t testing.TB, of interface{ Format() (Format, error) }) Format {
 		t.Fatalf("%+v: %v", of, err)
 	}
 	return f
+}
+
+// smallFormats are one format of each kind, for messages of 64 bytes.
+func smallFormats(t testing.TB) []Format {
+	several := build(t, Delimited{By: []string{"\r\n", "\x00", "--boundary--"}})
+	return []Format{Prefix(4), Varint(0), Netstring(0), Fixed(64), Lines(), several}
 }
 
 // stream is all messages in one piece.
@@ -136,23 +152,28 @@ func TestByteAtATime(t *testing.T) {
 
 // Fault 19: 1 MiB of frames of 5 bytes, many times the largest buffer, and no multiple of one.
 func TestCoalescedFrames(t *testing.T) {
-	for _, f := range []Format{Prefix(1), Lines()} {
+	for _, f := range []Format{Prefix(1), Varint(0), Netstring(0), Fixed(4), Lines()} {
 		var b []byte
 		count := 0
 		for ; len(b) < 1<<20; count++ {
-			b, _ = f.Append(b, fmt.Appendf(nil, "%04d", count%10_000))
+			b, _ = f.Append(b, binary.BigEndian.AppendUint32(nil, spread(count)))
 		}
 		r := NewReader(bytes.NewReader(b), f)
 		for i := range count {
 			msg, err := r.Next()
-			if want := fmt.Sprintf("%04d", i%10_000); err != nil || string(msg) != want {
-				t.Fatalf("message %d is %q, %v, want %q", i, msg, err, want)
+			if err != nil || len(msg) != 4 || binary.BigEndian.Uint32(msg) != spread(i) {
+				t.Fatalf("message %d is %x, %v, want %x", i, msg, err, spread(i))
 			}
 		}
 		if _, err := r.Next(); err != io.EOF {
 			t.Errorf("after the last message: %v", err)
 		}
 	}
+}
+
+// spread gives four bytes none of which ends a line.
+func spread(i int) uint32 {
+	return 0x80808080 | uint32(i&0x7f) | uint32(i>>7&0x7f)<<8 | uint32(i>>14&0x7f)<<16
 }
 
 // A stream that is cut anywhere but between two messages says so, and returns all
@@ -197,11 +218,15 @@ func TestAppendFailsWithNothingAppended(t *testing.T) {
 		{Lines(), []byte("a\nb"), ErrMalformed},
 		{Lines(), []byte("a\r"), ErrMalformed},
 		{Lines(), make([]byte, 64<<10+1), ErrTooLarge},
-		{build(t, Line{CRLF: true}), []byte("a\r\nb"), ErrMalformed},
-		{build(t, Line{Keep: true}), []byte("a"), ErrMalformed},
-		{build(t, Line{Keep: true}), nil, ErrMalformed},
-		{build(t, Line{Keep: true}), []byte("a\nb\n"), ErrMalformed},
-		{build(t, Line{Keep: true, Max: 2}), []byte("ab\n"), ErrTooLarge},
+		{build(t, crlf), []byte("a\r\nb"), ErrMalformed},
+		{build(t, Delimited{Keep: true}), []byte("a"), ErrMalformed},
+		{build(t, Delimited{Keep: true}), nil, ErrMalformed},
+		{build(t, Delimited{Keep: true}), []byte("a\nb\n"), ErrMalformed},
+		{build(t, Delimited{Keep: true, Max: 2}), []byte("ab\n"), ErrTooLarge},
+		{Varint(3), []byte("four"), ErrTooLarge},
+		{Netstring(3), []byte("four"), ErrTooLarge},
+		{Fixed(3), []byte("four"), ErrTooLarge},
+		{Fixed(3), []byte("2."), ErrMalformed},
 		{build(t, Length{Strip: -1}), []byte("abc"), ErrMalformed}, // no room for its length
 		{build(t, Length{Adjust: 3}), []byte("ab"), ErrMalformed},  // its length would be -1
 	} {

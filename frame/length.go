@@ -157,7 +157,7 @@ func (f *length) Cut(b []byte, _ int) (Frame, error) {
 	}
 	n := f.length(b[f.offset:f.header])
 	if n < f.low || n > f.high {
-		return Frame{}, f.refuse(n)
+		return f.refuse(n)
 	}
 	size := int(n + uint64(f.base)) // wraps as it should where base is negative
 	if len(b) < size {
@@ -166,11 +166,15 @@ func (f *length) Cut(b []byte, _ int) (Frame, error) {
 	return Frame{Msg: b[f.strip:size:size], Size: size}, nil
 }
 
-func (f *length) refuse(n uint64) error {
-	if n > f.high {
-		return fmt.Errorf("%w: length %d where %d is the most", ErrTooLarge, n, f.high)
+func (f *length) refuse(n uint64) (Frame, error) {
+	if n < f.low {
+		return Frame{}, fmt.Errorf("%w: length %d where %d is the least", ErrMalformed, n, f.low)
 	}
-	return fmt.Errorf("%w: length %d where %d is the least", ErrMalformed, n, f.low)
+	var skip int
+	if n <= uint64(math.MaxInt)-uint64(f.base) {
+		skip = int(n + uint64(f.base))
+	}
+	return Frame{Skip: skip}, fmt.Errorf("%w: length %d where %d is the most", ErrTooLarge, n, f.high)
 }
 
 func (f *length) Append(dst, msg []byte) ([]byte, error) { return appendParts(f, dst, msg) }
@@ -179,7 +183,7 @@ func (f *length) parts(dst, msg []byte) (head, body []byte, tail string, err err
 	size := int64(f.strip) + int64(len(msg))
 	switch {
 	case len(msg) > f.max:
-		return dst, nil, "", fmt.Errorf("%w: %d bytes to send where %d are the most", ErrTooLarge, len(msg), f.max)
+		return dst, nil, "", errTooLong(len(msg), f.max)
 	case size < int64(f.header) || size < f.base:
 		return dst, nil, "", fmt.Errorf("%w: a message of %d bytes is too short for its header", ErrMalformed, len(msg))
 	}

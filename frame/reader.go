@@ -1,8 +1,10 @@
 package frame
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math"
 )
 
@@ -21,12 +23,21 @@ const (
 // 4 KiB on a quiet stream. A Reader that has nothing [Reader.Buffered] can be dropped and
 // another one created later: so a connection waits with no buffer at all.
 type Reader struct {
+	// SkipTooLarge makes ErrTooLarge the end of a message and not of the stream: it
+	// is returned once, and the next call passes over the message as it arrives,
+	// without keeping any of it, to the one behind it. What cannot be passed over,
+	// a length beyond any int or a Format that does not know how, is ErrMalformed
+	// then: so after ErrTooLarge the stream can be read on, and after all else it
+	// cannot. Set it before the first call.
+	SkipTooLarge bool
+
 	r      io.Reader
 	format Format
 
 	buf        []byte // nil before the first read
 	start, end int    // of what was read and not returned
 	need, from int    // what the frame at start waits for; 0 when it was not looked at
+	skip       int    // bytes to drop before it
 	err        error  // of the stream; due when everything before it was returned
 
 	idle idle
@@ -43,19 +54,25 @@ func NewReader(r io.Reader, f Format) *Reader {
 // Next returns the next message, borrowed until the next call. At the end of the stream
 // the error is io.EOF between messages, and matches [io.ErrUnexpectedEOF] within one.
 // What is not a message is [ErrTooLarge] or [ErrMalformed]. Every error is final, a
-// timeout included; all messages that arrived before it are returned first.
+// timeout included, but for ErrTooLarge with SkipTooLarge; all messages that arrived
+// before it are returned first.
 func (r *Reader) Next() ([]byte, error) {
 	for {
+		if r.skip > 0 {
+			r.drop()
+		}
 		if held := r.end - r.start; held >= max(r.need, 1) {
 			f, err := r.format.Cut(r.buf[r.start:r.end], r.from)
-			if err != nil {
-				r.err, r.need = err, math.MaxInt // not to be looked at again
-				return nil, err
-			}
-			if f.Size > 0 {
+			switch {
+			case err != nil:
+				return nil, r.refuse(f, err)
+			case f.Size > 0:
 				r.start += f.Size
 				r.need, r.from = 0, 0
 				return f.Msg, nil
+			case f.Skip > 0:
+				r.skip, r.need, r.from = f.Skip, f.Need, f.From
+				continue
 			}
 			r.need, r.from = max(f.Need, held+1), f.From
 		}
@@ -67,13 +84,55 @@ func (r *Reader) Next() ([]byte, error) {
 	}
 }
 
+// All returns the messages that are left, each as [Reader.Next] returns it. io.EOF ends
+// them without a word; any other error comes with the last turn of the loop, or with
+// SkipTooLarge in the place of a message that is too large.
+func (r *Reader) All() iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		for {
+			msg, err := r.Next()
+			if err == io.EOF || !yield(msg, err) {
+				return
+			}
+			if err != nil && !(r.SkipTooLarge && errors.Is(err, ErrTooLarge)) {
+				return
+			}
+		}
+	}
+}
+
 // Buffered returns what was read from the stream and not returned as a message, borrowed
 // until the next call of Next: what must travel when the stream is handed over. An error
-// does not take it away.
+// does not take it away. Only while a message that is too large is passed over it is not
+// all that there is to know.
 func (r *Reader) Buffered() []byte { return r.buf[r.start:r.end:r.end] }
 
+// refuse is about a frame that is none: with it the stream ends, or goes on behind it.
+func (r *Reader) refuse(f Frame, err error) error {
+	if r.SkipTooLarge && errors.Is(err, ErrTooLarge) {
+		if f.Skip > 0 {
+			r.skip, r.need, r.from = f.Skip, f.Need, f.From
+			return err
+		}
+		err = fmt.Errorf("%w: cannot be skipped: %v", ErrMalformed, err)
+	}
+	r.err, r.need = err, math.MaxInt // not to be looked at again
+	return err
+}
+
+func (r *Reader) drop() {
+	n := min(r.skip, r.end-r.start)
+	r.start += n
+	r.skip -= n
+}
+
 func (r *Reader) ended() error {
-	if held := r.end - r.start; r.err == io.EOF && held > 0 {
+	held := r.end - r.start
+	switch {
+	case r.err != io.EOF:
+	case r.skip > 0 || r.from < 0:
+		r.err = fmt.Errorf("frame: end of stream within a message that was too large: %w", io.ErrUnexpectedEOF)
+	case held > 0:
 		r.err = fmt.Errorf("frame: end of stream %d bytes into a message, at least %d missing: %w",
 			held, r.need-held, io.ErrUnexpectedEOF)
 	}

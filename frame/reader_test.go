@@ -33,6 +33,21 @@ type nothing struct{}
 
 func (nothing) Read([]byte) (int, error) { return 0, nil }
 
+// A stream that says it has read more than there was room for would have us return bytes
+// of another message.
+func TestStreamThatLiesPanics(t *testing.T) {
+	defer func() {
+		if recover() == nil {
+			t.Error("it did not")
+		}
+	}()
+	NewReader(liar{}, Lines()).Next()
+}
+
+type liar struct{}
+
+func (liar) Read(b []byte) (int, error) { return len(b) + 1, nil }
+
 // Messages that came with an error are returned before it, and it stays: the stream is
 // not read again, though it would have more.
 func TestErrorsAreFinalAndLast(t *testing.T) {
@@ -177,7 +192,7 @@ type counted struct {
 
 func (c *counted) Cut(b []byte, from int) (Frame, error) {
 	c.calls++
-	c.bytes += len(b) - from
+	c.bytes += len(b) - max(from, ^from) // the complement where it skips
 	return c.Format.Cut(b, from)
 }
 
@@ -190,7 +205,11 @@ func TestTrickleIsNotQuadratic(t *testing.T) {
 		calls  int // for one message
 	}{
 		{Prefix(4), 3}, // at the first byte, the header and the end
+		{Varint(0), 4},
+		{Netstring(0), 7},
+		{Fixed(size), 2},
 		{Lines(), size + 1},
+		{build(t, Delimited{By: []string{"\n\n", "ab"}}), size + 2},
 	} {
 		counting := &counted{Format: c.format}
 		b := stream(t, c.format, []string{strings.Repeat("a", size)})
@@ -202,7 +221,7 @@ func TestTrickleIsNotQuadratic(t *testing.T) {
 				t.Fatalf("message of %d bytes, %v", len(msg), err)
 			}
 		})
-		if counting.calls > c.calls || counting.bytes > len(b)+5 {
+		if counting.calls > c.calls || counting.bytes > len(b)+30 { // a header again and again
 			t.Errorf("%T: %d calls of Cut looked at %d bytes for a frame of %d", c.format, counting.calls, counting.bytes, len(b))
 		}
 		if allocs > 12 { // the buffer doubles five times, and with it all that is moved
@@ -212,8 +231,11 @@ func TestTrickleIsNotQuadratic(t *testing.T) {
 }
 
 func TestReadingAllocatesNothing(t *testing.T) {
-	for _, f := range []Format{Prefix(4), Lines()} {
-		frame, _ := f.Append(nil, bytes.Repeat([]byte("a"), 64))
+	if raceDetector {
+		t.Skip("counts the race detector's allocations")
+	}
+	for _, f := range smallFormats(t) {
+		frame := stream(t, f, []string{strings.Repeat("a", 64)})
 		r := NewReader(&endlessly{data: bytes.Repeat(frame, 100)}, f)
 		next := func() {
 			if _, err := r.Next(); err != nil {
@@ -226,6 +248,83 @@ func TestReadingAllocatesNothing(t *testing.T) {
 		if n := testing.AllocsPerRun(1000, next); n != 0 {
 			t.Errorf("%T: %v allocations per message", f, n)
 		}
+	}
+}
+
+// Nor for a frame of 64 KiB, and a stream that is silent after each.
+func TestReadingLargeFramesAllocatesNothing(t *testing.T) {
+	if raceDetector {
+		t.Skip("counts the race detector's allocations")
+	}
+	for _, f := range []Format{Prefix(4), Varint(0), Netstring(0), Fixed(60_000), Lines()} {
+		b := stream(t, f, []string{strings.Repeat("a", 60_000)})
+		r := NewReader(&oneByOne{frame: b}, f)
+		next := func() {
+			if msg, err := r.Next(); err != nil || len(msg) != 60_000 {
+				t.Fatal(err)
+			}
+		}
+		next()
+		if n := testing.AllocsPerRun(200, next); n != 0 {
+			t.Errorf("%T: %v allocations per message", f, n)
+		}
+	}
+}
+
+// oneByOne repeats frame, and no read has bytes of two.
+type oneByOne struct {
+	frame []byte
+	at    int
+}
+
+func (o *oneByOne) Read(b []byte) (int, error) {
+	n := copy(b, o.frame[o.at:])
+	o.at = (o.at + n) % len(o.frame)
+	return n, nil
+}
+
+func TestAllEndsWithTheStream(t *testing.T) {
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		stream io.Reader
+		skip   bool
+		want   string
+		end    error
+	}{
+		{strings.NewReader("one\ntwo\n"), false, "one two", nil},
+		{strings.NewReader("one\ntw"), false, "one", io.ErrUnexpectedEOF},
+		{strings.NewReader("one\nthree\ntwo\n"), false, "one", ErrTooLarge},
+		{strings.NewReader("one\nthree\ntwo\n"), true, "one two", ErrTooLarge},
+		{io.MultiReader(strings.NewReader("one\n"), iotest.ErrReader(broken)), true, "one", broken},
+	} {
+		r := NewReader(c.stream, build(t, Delimited{Max: 3}))
+		r.SkipTooLarge = c.skip
+		var got []string
+		var end error
+		for msg, err := range r.All() {
+			if err != nil {
+				if end != nil {
+					t.Errorf("%v after %v", err, end)
+				}
+				end = err
+				continue
+			}
+			got = append(got, string(msg))
+		}
+		if strings.Join(got, " ") != c.want || !errors.Is(end, c.end) {
+			t.Errorf("%q, %v, want %q, %v", got, end, c.want, c.end)
+		}
+	}
+}
+
+// Whoever leaves the loop can go on later.
+func TestAllCanBeLeft(t *testing.T) {
+	r := NewReader(strings.NewReader("one\ntwo\n"), Lines())
+	for range r.All() {
+		break
+	}
+	if msg, err := r.Next(); err != nil || string(msg) != "two" {
+		t.Errorf("got %q, %v", msg, err)
 	}
 }
 

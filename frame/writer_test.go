@@ -104,6 +104,37 @@ func TestWriterErrorMidBatch(t *testing.T) {
 	}
 }
 
+// The same in the middle of a message that is larger than any write.
+func TestWriterErrorMidMessage(t *testing.T) {
+	broken := errors.New("broken")
+	out := &writes{may: 2, err: broken}
+	w := NewWriter(out, Netstring(0))
+	for range 2 {
+		if err := w.Send(make([]byte, 5*largeBuffer)); err != broken {
+			t.Errorf("got %v, want %v", err, broken)
+		}
+	}
+	if len(out.sizes) != 2 {
+		t.Errorf("wrote %d times", len(out.sizes))
+	}
+}
+
+// What cannot be sent, small or large, is not there afterwards, and what was sent before
+// and behind it is.
+func TestRefusedMessageLeavesNoTrace(t *testing.T) {
+	for _, f := range []Format{Fixed(5), Varint(5), Netstring(5), build(t, Delimited{Max: 5}), build(t, Length{Max: 5})} {
+		var out bytes.Buffer
+		w := NewWriter(&out, f)
+		for _, msg := range []string{"first", "larger", "aftr!", string(make([]byte, copyBelow)), "other"} {
+			if err := w.Send([]byte(msg)); errors.Is(err, ErrTooLarge) != (len(msg) > 5) {
+				t.Errorf("%T: %d bytes: %v", f, len(msg), err)
+			}
+		}
+		w.Flush()
+		wantMessages(t, NewReader(&out, f), []string{"first", "aftr!", "other"})
+	}
+}
+
 func TestMessageIsTheCallersAgain(t *testing.T) {
 	for _, size := range []int{10, copyBelow, 3 * largeBuffer} {
 		var out bytes.Buffer
@@ -127,7 +158,9 @@ func largeFormats(t *testing.T) []Format {
 		Prefix(4),
 		build(t, Length{Width: 3, Offset: 1, Strip: -1}),
 		build(t, Length{Offset: 60 << 10}),
-		build(t, Line{Max: 1 << 20, CRLF: true}),
+		build(t, Delimited{Max: 1 << 20, By: crlf.By}),
+		Varint(0),
+		Netstring(0),
 		struct{ Format }{Prefix(4)}, // somebody else's: there are no parts to it
 	}
 }
@@ -230,7 +263,10 @@ func TestWritevErrorIsFinal(t *testing.T) {
 }
 
 func TestSendAllocatesNothing(t *testing.T) {
-	for _, f := range []Format{Prefix(4), Lines()} {
+	if raceDetector {
+		t.Skip("counts the race detector's allocations")
+	}
+	for _, f := range smallFormats(t) {
 		w := NewWriter(io.Discard, f)
 		msg := bytes.Repeat([]byte("a"), 64)
 		send := func() {
