@@ -163,7 +163,9 @@ func numbersAsker(t *testing.T, faults *fault.Injector) asker {
 	t.Cleanup(func() { p.Close() })
 	return func(ctx context.Context, text string) (string, error) {
 		r, err := p.Do(ctx, pipeline.Request{Safety: holdfast.Idempotent,
-			Encode: func(dst []byte, id uint64) ([]byte, error) { return format.Append(dst, fmt.Appendf(nil, "%d %s", id, text)) }})
+			Encode: func(dst []byte, id uint64) ([]byte, error) {
+				return format.Append(dst, fmt.Appendf(nil, "%d %s", id, text))
+			}})
 		return r.text, err
 	}
 }
