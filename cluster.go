@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -24,6 +25,7 @@ type Cluster struct {
 	source      Resolver
 	tls         *tls.Config
 	dns         dns.Client
+	dialer      net.Dialer      // with the options of Config.Socket
 	ctx         context.Context // ends all background work
 	cancel      context.CancelFunc
 	started     sync.Once
@@ -72,6 +74,7 @@ func New(source Resolver, cfg Config) (*Cluster, error) {
 	}
 	c := &Cluster{cfg: cfg, ownClassify: own, unseen: unseen, source: source, wake: make(chan struct{}, 1), cuts: map[*context.CancelCauseFunc]struct{}{}}
 	c.tls = c.baseTLS()
+	c.dialer = net.Dialer{Control: cfg.Socket.options().Control, KeepAlive: -1, FallbackDelay: -1}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.view.Store(&view{gone: make(chan struct{})})
 	if fixed, ok := source.(fixed); ok {

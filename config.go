@@ -116,7 +116,8 @@ type Names struct {
 
 	// Lookup turns an endpoint whose Addr is a name into endpoints whose Addr is
 	// an address, and says how long that holds (0: unknown). Nil means DNS: A and
-	// AAAA for hosts, SRV for srv://. A failed or empty answer keeps the last.
+	// AAAA for hosts, SRV for srv://. A failed or empty answer keeps the last,
+	// and so does one address family of a host when the other has an answer.
 	Lookup func(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error)
 }
 
@@ -150,14 +151,20 @@ type Pool struct {
 	MaxLifetime time.Duration // −10 % jitter; 0 means 1 h
 
 	// CheckIdle is how long a connection may lie unused before it is polled (one
-	// system call, no round trip) when taken again; 0 means 1 ms, negative never.
+	// system call, no round trip) when taken again, so that an end or bytes nobody
+	// asked for are found before it is used; 0 means 1 ms, negative never. One that
+	// lay shorter, or goes straight to who waits for it, is used as it is.
 	CheckIdle time.Duration
 
 	// Ping runs Config.Probe on connections idle for so long; 0 means never.
 	Ping time.Duration
 
-	// WaitTarget sheds load when every wait within 2 s was longer than this:
-	// callers then wait at most twice the target (CoDel). 0 means off.
+	// WaitTarget keeps the queue for connections short in an overload: when every
+	// wait within 2 s was longer than this, whoever has waited twice as long gets
+	// ErrPoolExhausted, until one wait was short again. It measures the wait for a
+	// connection, not for a dial nor for a reply. 0 and negative mean off: callers
+	// wait as long as their contexts let them. The rule is CoDel (RFC 8289), the
+	// 2 s are those of Elixir's DBConnection, whose target is 50 ms.
 	WaitTarget time.Duration
 }
 
@@ -227,6 +234,9 @@ func (t *Timeouts) resolve() {
 	t.Write = or(t.Write, 10*time.Second)
 	t.Stagger = or(t.Stagger, 250*time.Millisecond)
 }
+
+// least is what a caller must give a node before it may be blamed for not connecting.
+func (t *Timeouts) least() time.Duration { return cmp.Or(t.Dial, never) }
 
 func (b *Backoff) resolve() {
 	b.Base = or(b.Base, 200*time.Millisecond)

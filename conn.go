@@ -28,8 +28,9 @@ type Conn struct {
 	// number. It is nil on every new connection and never touched by the library.
 	Session any
 
-	nc      net.Conn // what is read and written: the socket, or TLS over it
-	raw     net.Conn // the socket
+	nc      net.Conn  // what is read and written: raw, or TLS over it
+	raw     net.Conn  // what was dialed; see socket
+	tls     *tls.Conn // nc, if we made it TLS
 	node    *Node
 	poller  *sockopt.Poller // made when it is first asked; see poll
 	opened  time.Duration   // clock()
@@ -47,7 +48,7 @@ type Conn struct {
 	holds   atomic.Bool
 	pooled  bool          // counted in the node's pool: Release gives it back
 	probe   bool          // a check's own: it does not make its node ready
-	uses    int           // exchanges that succeeded
+	served  atomic.Bool   // an exchange succeeded
 	greeted int64         // bytes read by the handshakes
 	since   time.Duration // clock() of the checkout or, at rest, of the release
 	pinged  time.Duration // clock() of the last Pool.Ping
@@ -234,14 +235,26 @@ func (conn *Conn) Node() *Node { return conn.node }
 
 // NetConn returns the socket underneath, below TLS. What is written there is not
 // counted.
-func (conn *Conn) NetConn() net.Conn { return conn.raw }
+func (conn *Conn) NetConn() net.Conn { return conn.socket() }
+
+// socket is what has the descriptor: Config.Dial may bring TLS of its own.
+func (conn *Conn) socket() net.Conn {
+	nc := conn.raw
+	for {
+		tc, ok := nc.(*tls.Conn)
+		if !ok {
+			return nc
+		}
+		nc = tc.NetConn()
+	}
+}
 
 // SyscallConn gives access to the socket, as drivers need for their own liveness
 // checks.
 func (conn *Conn) SyscallConn() (syscall.RawConn, error) {
-	sc, ok := conn.raw.(syscall.Conn)
+	sc, ok := conn.socket().(syscall.Conn)
 	if !ok {
-		return nil, fmt.Errorf("holdfast: %T is no system socket", conn.raw)
+		return nil, fmt.Errorf("holdfast: %T is no system socket", conn.socket())
 	}
 	return sc.SyscallConn()
 }
@@ -312,7 +325,7 @@ func (conn *Conn) close() (err error, first bool) {
 		return net.ErrClosed, false
 	}
 	if conn.failed.Load() != nil {
-		return conn.raw.Close(), true
+		return conn.socket().Close(), true
 	}
 	return conn.nc.Close(), true
 }
@@ -340,23 +353,26 @@ var (
 
 // alive asks, without a round trip, whether a connection at rest can be used: the
 // peer has not closed it and has sent nothing that nobody asked for.
-func (conn *Conn) alive() error {
-	if a, ok := conn.raw.(interface{ Alive() error }); ok {
-		return conn.judge(a.Alive())
+func (conn *Conn) alive() error { return conn.judge(conn.arrived()) }
+
+// arrived is what the socket has to show: bytes, or its end.
+func (conn *Conn) arrived() error {
+	if a, ok := conn.socket().(interface{ Alive() error }); ok {
+		return a.Alive()
 	}
 	switch conn.poll() {
 	case sockopt.Closed:
 		return errPeerClosed
 	case sockopt.Readable:
-		return conn.judge(errLateBytes)
+		return errLateBytes
 	}
-	return conn.judge(nil)
+	return nil
 }
 
 // poll asks the socket of a connection at rest. Only its holder may.
 func (conn *Conn) poll() sockopt.Readiness {
 	if conn.poller == nil {
-		sc, ok := conn.raw.(syscall.Conn)
+		sc, ok := conn.socket().(syscall.Conn)
 		if !ok {
 			return sockopt.Unknown
 		}
@@ -366,25 +382,48 @@ func (conn *Conn) poll() sockopt.Readiness {
 }
 
 // judge decides about bytes at rest. In plaintext they belong to no request. In
-// TLS they may be tickets or a key update, which only a read through TLS can
-// tell: below, it is handed what is there and nothing that would block. TLS may
-// also hold bytes that came with the last reply, of which the socket shows nothing.
+// TLS they may be tickets or a key update, which only a read through TLS can tell:
+// below, it is handed what is there and nothing that would block. TLS may also hold
+// bytes that came with the last reply, of which the socket shows nothing.
 func (conn *Conn) judge(err error) error {
 	tc, ok := conn.nc.(*tls.Conn)
 	if !ok || errors.Is(err, io.EOF) {
 		return err
 	}
-	below := tc.NetConn().(*belowTLS)
-	below.noWait.Store(true)
-	defer below.noWait.Store(false)
-	n, err := tc.Read(make([]byte, 1))
+	wait, e := conn.dontWait(err != nil)
+	if e != nil {
+		return err // a deadline is all that could keep a read from blocking
+	}
+	defer wait()
+	n, e := tc.Read(make([]byte, 1))
 	switch {
 	case n > 0:
 		return errLateBytes
-	case errors.Is(err, errNothingYet):
-		return nil
+	case !errors.Is(e, os.ErrDeadlineExceeded):
+		return errPeerClosed
+	case err != nil:
+		return conn.arrived() // if bytes are still there, TLS did not get to them
 	}
-	return errPeerClosed
+	return nil
+}
+
+// digestTime is how long TLS that is not ours may take over bytes that have arrived.
+const digestTime = time.Millisecond
+
+// dontWait makes reads through TLS end where they would wait, until the returned func
+// is called. What is below TLS that the user's dialer made, nobody can look at: a
+// deadline ends its reads, one in the past leaves those of what TLS holds already.
+func (conn *Conn) dontWait(arrived bool) (wait func(), err error) {
+	if conn.socket() == conn.raw {
+		below := conn.tls.NetConn().(*belowTLS)
+		below.noWait.Store(true)
+		return func() { below.noWait.Store(false) }, nil
+	}
+	end := time.Unix(1, 0)
+	if arrived {
+		end = time.Now().Add(digestTime)
+	}
+	return func() { conn.nc.SetReadDeadline(time.Time{}) }, conn.nc.SetReadDeadline(end)
 }
 
 // belowTLS stands between TLS and the socket so that TLS can be asked to digest
@@ -406,18 +445,10 @@ func (*nothingYet) Temporary() bool { return true }
 func (*nothingYet) Is(t error) bool { return t == os.ErrDeadlineExceeded }
 
 func (b *belowTLS) Read(p []byte) (int, error) {
-	if b.noWait.Load() && b.empty() {
+	if b.noWait.Load() && b.conn.arrived() == nil {
 		return 0, errNothingYet
 	}
 	return b.Conn.Read(p)
-}
-
-func (b *belowTLS) empty() bool {
-	if a, ok := b.Conn.(interface{ Alive() error }); ok {
-		return a.Alive() == nil
-	}
-	said := b.conn.poll()
-	return said == sockopt.Idle || said == sockopt.Unknown
 }
 
 // levelPayload is below debug: payloads are opt-in twice.

@@ -353,11 +353,11 @@ func TestConnReachesItsSocket(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			var noDelay int
-			if e := raw.Control(func(fd uintptr) {
-				noDelay, err = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_NODELAY)
-			}); e != nil || err != nil || noDelay == 0 {
-				t.Errorf("TCP_NODELAY is %d (%v, %v)", noDelay, e, err)
+			var ours, sockets uintptr
+			own, _ := tcp.SyscallConn()
+			err = errors.Join(raw.Control(func(fd uintptr) { ours = fd }), own.Control(func(fd uintptr) { sockets = fd }))
+			if err != nil || ours != sockets {
+				t.Errorf("SyscallConn gives descriptor %d of the socket's %d: %v", ours, sockets, err)
 			}
 		})
 	}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"runtime/debug"
-	"slices"
 	"syscall"
 	"time"
 
@@ -15,11 +14,21 @@ import (
 )
 
 // connect makes a connection to one node and keeps the node's books: backoff,
-// health, statistics. Pooled or not, every connection comes from here.
-func (c *Cluster) connect(ctx context.Context, n *Node, handshake func(context.Context, *Conn) error) (*Conn, error) {
+// health, statistics. Pooled or not, every connection comes from here. A node that had
+// less than least when ctx ended is not blamed.
+func (c *Cluster) connect(ctx context.Context, n *Node, least time.Duration, handshake func(context.Context, *Conn) error) (*Conn, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer c.cutWhenClosed(&cancel)()
+	return c.connectUntil(ctx, &cancel, n, least, handshake)
+}
+
+// connectUntil is connect with a context that cancel ends, for who has one: a context
+// between two others costs a dial six allocations.
+func (c *Cluster) connectUntil(ctx context.Context, cancel *context.CancelCauseFunc, n *Node, least time.Duration, handshake func(context.Context, *Conn) error) (*Conn, error) {
+	if err := c.dialBegins(n, cancel); err != nil {
+		return nil, err
+	}
+	defer c.dialEnds(n, cancel)
 
 	start := clock()
 	conn, err := c.dial(ctx, n, handshake)
@@ -33,27 +42,32 @@ func (c *Cluster) connect(ctx context.Context, n *Node, handshake func(context.C
 		}
 	}
 	if err != nil {
-		return nil, c.connectFailed(ctx, n, err, event)
+		return nil, c.connectFailed(ctx, n, least, err, event)
 	}
 	c.settle()
 	return conn, nil
 }
 
-// cutWhenClosed makes Close cancel a dial under way, without a goroutine to wait for
-// that. The returned func ends it.
-func (c *Cluster) cutWhenClosed(cancel *context.CancelCauseFunc) (end func()) {
+// dialBegins keeps the node of a dial under way, and makes Close cancel it without a
+// goroutine to wait for that, until dialEnds.
+func (c *Cluster) dialBegins(n *Node, cancel *context.CancelCauseFunc) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
-		(*cancel)(ErrClosed)
-		return func() {}
+	if err := c.keepLocked(n); err != nil {
+		return err
 	}
 	c.cuts[cancel] = struct{}{}
-	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.cuts, cancel)
+	if c.closed {
+		(*cancel)(ErrClosed)
 	}
+	return nil
+}
+
+func (c *Cluster) dialEnds(n *Node, cancel *context.CancelCauseFunc) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.cuts, cancel)
+	c.letGoLocked(n)
 }
 
 // adopt enters a new connection in the books, unless the Cluster was closed.
@@ -66,9 +80,6 @@ func (c *Cluster) adopt(conn *Conn, event Event) error {
 	}
 	event.Attempt = n.failures + 1
 	c.emitLocked(event)
-	if n.removed && !slices.Contains(c.nodes, n) {
-		c.nodes = append(slices.Clone(c.nodes), n) // forgotten while it was dialed
-	}
 	n.conns[conn] = struct{}{}
 	if conn.probe {
 		n.probes++
@@ -78,9 +89,9 @@ func (c *Cluster) adopt(conn *Conn, event Event) error {
 	return nil
 }
 
-// connectFailed blames the node, unless the caller gave up or this host is at
-// fault, and returns the error.
-func (c *Cluster) connectFailed(ctx context.Context, n *Node, err error, event Event) error {
+// connectFailed blames the node, unless the caller gave up, was in a hurry, or this
+// host is at fault, and returns the error.
+func (c *Cluster) connectFailed(ctx context.Context, n *Node, least time.Duration, err error, event Event) error {
 	var e *Error
 	errors.As(err, &e)
 	switch end := ended(ctx); {
@@ -93,12 +104,11 @@ func (c *Cluster) connectFailed(ctx context.Context, n *Node, err error, event E
 	event.Err = e
 	c.mu.Lock()
 	event.Attempt = n.failures + 1
-	blame := !e.Class.local() && !late(ctx)
+	blame := !e.Class.local() && !late(ctx) && !(e.Timeout() && ended(ctx) != nil && event.Duration < least)
 	if blame {
 		n.connectFailedLocked(e)
 	}
 	c.emitLocked(event)
-	c.forgetLocked(n)
 	c.mu.Unlock()
 	if blame {
 		n.report(clock(), -1, e)
@@ -148,9 +158,7 @@ func (c *Cluster) dialSocket(ctx context.Context, n *Node) (net.Conn, error) {
 	if c.cfg.Dial != nil {
 		return c.dialOwn(ctx, n)
 	}
-	options := c.cfg.Socket.options()
-	d := net.Dialer{Control: options.Control, KeepAlive: -1, FallbackDelay: -1}
-	raw, err := d.DialContext(ctx, n.network, n.addr)
+	raw, err := c.dialer.DialContext(ctx, n.network, n.addr)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +166,7 @@ func (c *Cluster) dialSocket(ctx context.Context, n *Node) (net.Conn, error) {
 		raw.Close() // a port of ours that nobody listened on: the kernel connected it to itself
 		return nil, &net.OpError{Op: "dial", Net: n.network, Addr: raw.RemoteAddr(), Err: syscall.ECONNREFUSED}
 	}
-	if err := options.Apply(raw); err != nil {
+	if err := c.cfg.Socket.options().Apply(raw); err != nil {
 		raw.Close()
 		return nil, err
 	}
@@ -220,7 +228,8 @@ func (conn *Conn) shake(ctx context.Context, own func(context.Context, *Conn) er
 	ctx, cancel := limit(ctx, cfg.Timeouts.Handshake)
 	defer cancel()
 	if e := n.Endpoint(); e.TLS {
-		conn.nc = tls.Client(&belowTLS{Conn: conn.raw, conn: conn}, n.c.tlsConfig(e)) // before anyone may interrupt it
+		conn.tls = tls.Client(&belowTLS{Conn: conn.raw, conn: conn}, n.c.tlsConfig(e))
+		conn.nc = conn.tls // before anyone may interrupt it
 	}
 	end, _ := ctx.Deadline()
 	conn.limits.set(0, 0, end)
@@ -243,8 +252,8 @@ func (conn *Conn) shake(ctx context.Context, own func(context.Context, *Conn) er
 }
 
 func (conn *Conn) shakeHands(ctx context.Context, own func(context.Context, *Conn) error) error {
-	if tc, ok := conn.nc.(*tls.Conn); ok {
-		if err := tc.HandshakeContext(ctx); err != nil {
+	if conn.tls != nil {
+		if err := conn.tls.HandshakeContext(ctx); err != nil {
 			return tlsFailure{err}
 		}
 	}
@@ -311,7 +320,7 @@ func (c *Cluster) DialContext(ctx context.Context, network, addr string) (net.Co
 	if n := c.nodeAt(addr); n != nil {
 		return c.dialOwned(ctx, n)
 	}
-	r := c.newRace(c.pickAny, c.dialTry)
+	r := c.newRace((*Cluster).pickAny, (*Cluster).dialTry)
 	conn, err := r.lead(ctx)
 	if err != nil {
 		return nil, err
@@ -336,15 +345,13 @@ func (c *Cluster) DialAddr(ctx context.Context, network, addr string) (net.Conn,
 	if err := c.closedNow(); err != nil {
 		return nil, err
 	}
-	resolved, _, err := c.lookup(ctx, e)
+	resolved, _, err := c.lookup(ctx, e, nil)
 	if err != nil {
 		return nil, &Error{Phase: PhaseResolve, Class: c.cfg.Retry.Classify(err), Endpoint: e, Err: err}
 	}
-	nodes := make([]*Node, 0, len(resolved))
-	for _, e := range familiesInTurn(resolved) {
-		nodes = append(nodes, c.foreignNode(e))
-	}
-	conn, err := c.newRace(pickAmong(nodes), c.dialTry).lead(ctx)
+	nodes := c.foreignNodes(familiesInTurn(resolved))
+	defer c.letGo(nodes)
+	conn, err := c.newRace(pickAmong(nodes), (*Cluster).dialTry).lead(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -697,3 +697,50 @@ func TestResetBackoff(t *testing.T) {
 		})
 	})
 }
+
+// A caller in a hurry learns nothing about a node but that it takes longer than his
+// deadline.
+func TestCallersShortDeadlineIsNotTheNodesFault(t *testing.T) {
+	ways := map[string]func(context.Context, *holdfast.Cluster) (net.Conn, error){"DialContext": dialContext, "Lease.Dial": leaseDial}
+	for name, dial := range ways {
+		for _, row := range []struct {
+			what   string
+			limits holdfast.Timeouts
+			fail   func(w *world)
+			blame  bool
+		}{
+			{"before the dial's", holdfast.Timeouts{}, (*world).blackHole, false},
+			{"no limit but his", holdfast.Timeouts{Dial: -1}, (*world).blackHole, false},
+			{"in a handshake", holdfast.Timeouts{}, (*world).muteServers, false},
+			{"after the dial's", holdfast.Timeouts{Dial: 50 * time.Millisecond}, (*world).blackHole, true},
+			{"after the handshake's", holdfast.Timeouts{Handshake: 50 * time.Millisecond}, (*world).muteServers, true},
+			{"before the handshake's, after the time of a dial", holdfast.Timeouts{Dial: 50 * time.Millisecond}, (*world).muteServers, true},
+		} {
+			t.Run(name+" "+row.what, func(t *testing.T) {
+				inWorld(t, 1, func(t *testing.T, w *world) {
+					row.fail(w)
+					c := w.cluster(holdfast.Config{Timeouts: row.limits, Handshake: say("hello")})
+					begin(t, c)
+					ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+					defer cancel()
+					_, err := dial(ctx, c)
+					if e := asError(t, err); !e.Timeout() || !e.SafeToRetry() {
+						t.Errorf("class %v: %v", e.Class, err)
+					}
+					n := c.Stats().Nodes[0]
+					if blamed := n.Failures > 0 || n.State == holdfast.StateBackoff; blamed != row.blame {
+						t.Errorf("the node is %v with %d failures", n.State, n.Failures)
+					}
+				})
+			})
+		}
+	}
+}
+
+func (w *world) blackHole() { w.net.Partition(clientIP, w.servers[0].ip()) }
+
+func (w *world) muteServers() {
+	for _, s := range w.servers {
+		s.does(func(net.Conn, string) bool { return true })
+	}
+}

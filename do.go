@@ -117,7 +117,7 @@ func (op *operation) giveBack(ctx context.Context, conn *Conn, err error) error 
 	switch {
 	case good:
 		op.over = true
-		conn.uses++
+		conn.served.Store(true)
 		conn.node.report(now, now-conn.since, nil)
 		var m *marked
 		if errors.As(err, &m) && error(m) == err {
@@ -141,7 +141,7 @@ func (op *operation) giveBack(ctx context.Context, conn *Conn, err error) error 
 func (op *operation) describe(ctx context.Context, conn *Conn, err error) *Error {
 	n := conn.node
 	e := &Error{Phase: PhaseUse, Endpoint: n.Endpoint(), Node: n.String(), Attempt: op.attempt,
-		Written: conn.written.Load() - conn.start, Reused: conn.uses > 0, Err: err}
+		Written: conn.written.Load() - conn.start, Reused: conn.served.Load(), Err: err}
 	classify := op.c.cfg.Retry.Classify
 	if f := conn.failed.Load(); f != nil {
 		e.Phase = f.phase

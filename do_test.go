@@ -1157,3 +1157,24 @@ func ours() (names []string) {
 	}
 	return names
 }
+
+// Whoever closes a connection may come at the moment its use succeeds.
+func TestClosedAsItsUseSucceeds(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		w.servers[0].does(func(conn net.Conn, line string) bool { reply(conn, line); return false })
+		c := w.cluster(holdfast.Config{})
+		for range 100 {
+			var closing sync.WaitGroup
+			err := c.Do(t.Context(), holdfast.Unsafe, func(_ context.Context, conn *holdfast.Conn) error {
+				_, err := io.WriteString(conn, "x\n")
+				io.Copy(io.Discard, conn) // to its end: the connection broke
+				closing.Go(func() { conn.Close() })
+				return err
+			})
+			closing.Wait()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}

@@ -42,7 +42,8 @@
 //     connection, only an [Idempotent] operation runs again. [Error.SafeToRetry]
 //     says which it was.
 //   - A connection that saw an error, a timeout or a cancellation is never used
-//     again. One that the peer has closed is found before anything is written.
+//     again. One that the peer closed while it rested is found before anything is
+//     written, if it rested for Pool.CheckIdle.
 //   - Every wait ends with its context. Every buffer, queue and pool has a limit.
 //   - Waiters for a connection of one node are served in the order they came.
 //   - Neither [Config.Observe] nor any other function of yours runs under a lock.

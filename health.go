@@ -137,7 +137,7 @@ func (c *Cluster) probe(n *Node) (took time.Duration, err error) {
 	ctx, cancel := limit(c.ctx, most)
 	defer cancel()
 	start := clock()
-	conn, err := c.connect(ctx, n, func(_ context.Context, conn *Conn) error {
+	conn, err := c.connect(ctx, n, 0, func(_ context.Context, conn *Conn) error {
 		conn.probe = true
 		return nil
 	})

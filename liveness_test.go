@@ -185,8 +185,8 @@ func TestDeadIdleTLSConnIsFoundBeforeWriting(t *testing.T) {
 // ticketsLast is a server that sends its tickets after the client's last flight, as
 // most do. Go's does so when it has asked for a certificate; else they travel with
 // its own last flight, and TLS reads them off the socket with that.
-func ticketsLast(t *testing.T, ca *authority) *tls.Config {
-	cfg := ca.server(t, "127.0.0.1")
+func ticketsLast(t *testing.T, ca *authority, host string) *tls.Config {
+	cfg := ca.server(t, host)
 	cfg.ClientAuth = tls.RequestClientCert
 	return cfg
 }
@@ -198,7 +198,7 @@ func TestPendingTLSTicketIsNotADeadConn(t *testing.T) {
 	ca := newAuthority(t)
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
-			serverConfig := ticketsLast(t, ca)
+			serverConfig := ticketsLast(t, ca, "127.0.0.1")
 			serverConfig.MaxVersion = version
 			ln, err := tls.Listen("tcp", "127.0.0.1:0", serverConfig)
 			if err != nil {
@@ -240,7 +240,7 @@ func TestPendingTLSTicketIsNotADeadConn(t *testing.T) {
 
 	// The ticket is kept even if nobody reads on the connection it came with.
 	t.Run("by the check alone", func(t *testing.T) {
-		ln, err := tls.Listen("tcp", "127.0.0.1:0", ticketsLast(t, ca))
+		ln, err := tls.Listen("tcp", "127.0.0.1:0", ticketsLast(t, ca, "127.0.0.1"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -508,4 +508,94 @@ func TestUseAfterTheSocketIsGone(t *testing.T) {
 			t.Error("a closed socket rests in the pool")
 		}
 	})
+}
+
+// A dialer of the user's own may bring TLS of its own, for tcp:// as it is or for tls://
+// below ours, as through an HTTPS proxy. What is known of a connection at rest is the
+// same.
+func TestTLSOfTheUsersOwnDialer(t *testing.T) {
+	ca := newAuthority(t)
+	server := ticketsLast(t, ca, "10.0.0.1")
+	client := ca.client()
+	client.ServerName = "10.0.0.1"
+	client.ClientSessionCache = tls.NewLRUClientSessionCache(0) // so that there are tickets
+	for scheme, layers := range map[string][]*tls.Config{"tcp://": {server}, "tls://": {server, server}} {
+		story := func(name string, conns int, script func(net.Conn, string) bool) {
+			t.Run(scheme+" "+name, func(t *testing.T) {
+				inWorld(t, 0, func(t *testing.T, w *world) {
+					s := w.startTLS("10.0.0.1:7000", layers...)
+					s.does(script)
+					c := w.clusterOf(holdfast.Config{TLS: ca.client(), Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+						conn, err := w.client.DialContext(ctx, network, addr)
+						if err != nil {
+							return nil, err
+						}
+						tc := tls.Client(conn, client)
+						return tc, tc.HandshakeContext(ctx)
+					}}, scheme+s.addr)
+					borrow(t, c).Release()
+					for range 3 {
+						time.Sleep(20 * time.Millisecond)
+						if err := c.Do(t.Context(), holdfast.Unsafe, say("next")); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if n := s.met(); n != conns {
+						t.Errorf("%d connections, want %d", n, conns)
+					}
+					if n := c.Stats().Nodes[0].Failures; n != 0 {
+						t.Errorf("%d failures: what happens at rest costs nobody anything", n)
+					}
+				})
+			})
+		}
+		story("all is well", 1, reply)
+		story("closed by the peer", 3, func(conn net.Conn, line string) bool { reply(conn, line); return false })
+		story("late bytes", 3, func(conn net.Conn, line string) bool {
+			time.AfterFunc(10*time.Millisecond, func() { io.WriteString(conn, "late\n") })
+			return reply(conn, line)
+		})
+		story("late bytes in the reply's record", 3, func(conn net.Conn, line string) bool { return reply(conn, line+"late\n") })
+		story("late bytes in the reply's segment", 3, func(conn net.Conn, line string) bool { return reply(conn, line) && reply(conn, "late\n") })
+	}
+}
+
+// On sockets the descriptor is the one below that TLS.
+func TestTLSOfTheUsersOwnDialerDiesAtRest(t *testing.T) {
+	ca := newAuthority(t)
+	for how, end := range ends {
+		t.Run(how, func(t *testing.T) {
+			ln, err := tls.Listen("tcp", "127.0.0.1:0", ca.server(t, "127.0.0.1"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			cfg := holdfast.Config{
+				Dial: (&tls.Dialer{Config: ca.client()}).DialContext,
+				Pool: holdfast.Pool{CheckIdle: checkAlways},
+			}
+			if err := deadAtRest(t, newLineServer(t, ln), cfg, end); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A connection that rested less than CheckIdle is taken as it is: the one way in which
+// late bytes are read.
+func TestCheckIdleBoundsWhatIsTakenUnseen(t *testing.T) {
+	for checkIdle, want := range map[time.Duration]error{0: errWrongReply, 100 * time.Microsecond: nil, -1: errWrongReply} {
+		t.Run(checkIdle.String(), func(t *testing.T) {
+			inWorld(t, 1, func(t *testing.T, w *world) {
+				w.servers[0].does(func(conn net.Conn, line string) bool { return reply(conn, line+"late\n") })
+				c := w.cluster(holdfast.Config{Pool: holdfast.Pool{CheckIdle: checkIdle}})
+				if err := c.Do(t.Context(), holdfast.Unsafe, say("one")); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(500 * time.Microsecond) // the default is 1 ms
+				if err := c.Do(t.Context(), holdfast.Unsafe, say("four")); !errors.Is(err, want) {
+					t.Errorf("got %v, want %v", err, want)
+				}
+			})
+		})
+	}
 }

@@ -32,10 +32,8 @@ const maxNodes = 4096
 // regroupLocked brings the nodes in line with what the names stand for now.
 func (c *Cluster) regroupLocked() {
 	old := map[string]*Node{}
-	for _, n := range c.nodes { // a node dialed when it was forgotten may share its address with a new one
-		if o := old[n.id]; o == nil || o.removed {
-			old[n.id] = n
-		}
+	for _, n := range c.nodes {
+		old[n.id] = n
 	}
 	var nodes []*Node
 	seen, kept := map[string]bool{}, map[*Node]bool{}
@@ -115,8 +113,13 @@ func (n *Node) turnAwayLocked(reason error) {
 	for len(n.pool.waiters) > 0 {
 		t := n.pool.waiters[0]
 		n.c.removeWaiterLocked(n, 0)
-		t.deliver(nil, &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Endpoint: n.Endpoint(), Node: n.String(), Err: reason})
+		t.deliver(nil, n.away(reason))
 	}
+}
+
+// away is why a node takes nobody, who may go to another one.
+func (n *Node) away(reason error) *Error {
+	return &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Endpoint: n.Endpoint(), Node: n.String(), Err: reason}
 }
 
 // closeIdleLocked closes the node's connections at rest.
@@ -135,10 +138,37 @@ func (n *Node) closeIdleLocked(cause error) {
 
 // forgetLocked drops a drained node that nobody holds.
 func (c *Cluster) forgetLocked(n *Node) {
-	if !n.removed || len(n.conns) > 0 || n.pool.open > 0 {
+	if !n.removed || n.kept > 0 || len(n.conns) > 0 || n.pool.open > 0 {
 		return
 	}
 	c.nodes = slices.DeleteFunc(slices.Clone(c.nodes), func(o *Node) bool { return o == n })
+}
+
+// keepLocked keeps a node from being forgotten until letGoLocked. One that was, for
+// leases outlive their nodes, comes back unless its address has another by now: an
+// address has one node, or its limits and its health would be counted apart.
+func (c *Cluster) keepLocked(n *Node) error {
+	if n.removed && !slices.Contains(c.nodes, n) {
+		if slices.ContainsFunc(c.nodes, func(o *Node) bool { return o.id == n.id }) {
+			return n.away(errUnwanted)
+		}
+		c.nodes = append(slices.Clone(c.nodes), n)
+	}
+	n.kept++
+	return nil
+}
+
+func (c *Cluster) letGoLocked(n *Node) {
+	n.kept--
+	c.forgetLocked(n)
+}
+
+func (c *Cluster) letGo(nodes []*Node) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range nodes {
+		c.letGoLocked(n)
+	}
 }
 
 // refuseLocked fails those who wait for the node: there is nowhere else to go.

@@ -92,7 +92,7 @@ func (c *Cluster) lookupDueLocked(now time.Duration, next *time.Duration) {
 func (c *Cluster) ask(n *name) {
 	ctx, cancel := context.WithTimeout(c.ctx, lookupLimit)
 	defer cancel()
-	found, ttl, err := c.lookup(ctx, n.endpoint)
+	found, ttl, err := c.lookup(ctx, n.endpoint, n.last)
 	class := ClassOther
 	if err != nil {
 		class = c.cfg.Retry.Classify(err)
@@ -157,8 +157,9 @@ func (c *Cluster) relookupLocked() {
 	}
 }
 
-// lookup turns an endpoint into endpoints that can be dialed as they are.
-func (c *Cluster) lookup(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error) {
+// lookup turns an endpoint into endpoints that can be dialed as they are. last is what
+// it became before, for the parts of which nothing can be learned now.
+func (c *Cluster) lookup(ctx context.Context, e Endpoint, last []Endpoint) ([]Endpoint, time.Duration, error) {
 	if e.TLS && e.ServerName == "" {
 		e.ServerName = c.tls.ServerName // Config.TLS's own word comes before the host
 	}
@@ -167,9 +168,9 @@ func (c *Cluster) lookup(ctx context.Context, e Endpoint) ([]Endpoint, time.Dura
 	}
 	switch {
 	case e.Network == "srv":
-		return c.lookupSRV(ctx, e)
+		return c.lookupSRV(ctx, e, last)
 	case e.isName() && c.cfg.Dial == nil:
-		return c.lookupHost(ctx, e)
+		return c.lookupHost(ctx, e, last)
 	}
 	return []Endpoint{e}, 0, nil
 }
@@ -203,13 +204,13 @@ func (c *Cluster) lookupOwn(ctx context.Context, e Endpoint) ([]Endpoint, time.D
 	return good, ttl, nil
 }
 
-func (c *Cluster) lookupHost(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error) {
+func (c *Cluster) lookupHost(ctx context.Context, e Endpoint, last []Endpoint) ([]Endpoint, time.Duration, error) {
 	host, port, err := net.SplitHostPort(e.Addr)
 	if err != nil {
 		return nil, 0, err
 	}
 	addrs, ttl, err := c.dns.LookupIP(ctx, host)
-	if err != nil {
+	if len(addrs) == 0 {
 		return nil, 0, err
 	}
 	if e.ServerName == "" {
@@ -220,13 +221,30 @@ func (c *Cluster) lookupHost(ctx context.Context, e Endpoint) ([]Endpoint, time.
 		e.Addr = net.JoinHostPort(a.String(), port)
 		found = append(found, e)
 	}
+	if err != nil {
+		found = append(found, otherFamily(last, e)...)
+	}
 	return found, ttl, nil
+}
+
+// otherFamily is what last has of the host of e in the address family that e is not of.
+// Of two SRV hosts with one port and one sni= it cannot tell whose an address was.
+func otherFamily(last []Endpoint, e Endpoint) (kept []Endpoint) {
+	_, port, _ := net.SplitHostPort(e.Addr)
+	v6 := isV6(e.Addr)
+	for _, old := range last {
+		if _, p, _ := net.SplitHostPort(old.Addr); p == port && old.ServerName == e.ServerName && isV6(old.Addr) != v6 {
+			e.Addr = old.Addr
+			kept = append(kept, e)
+		}
+	}
+	return kept
 }
 
 // lookupSRV asks for the services and then for their hosts. The record's priority
 // ranks below the endpoint's own; a record's weight of 0, "hardly ever", becomes
 // 1. One host that cannot be found does not spoil the others.
-func (c *Cluster) lookupSRV(ctx context.Context, e Endpoint) ([]Endpoint, time.Duration, error) {
+func (c *Cluster) lookupSRV(ctx context.Context, e Endpoint, last []Endpoint) ([]Endpoint, time.Duration, error) {
 	records, ttl, err := c.dns.LookupSRV(ctx, e.Addr)
 	if err != nil {
 		return nil, 0, err
@@ -247,7 +265,7 @@ func (c *Cluster) lookupSRV(ctx context.Context, e Endpoint) ([]Endpoint, time.D
 		}
 		wg.Go(func() {
 			slots <- struct{}{}
-			each[i], _, errs[i] = c.lookup(ctx, target)
+			each[i], _, errs[i] = c.lookup(ctx, target, last)
 			<-slots
 		})
 	}
@@ -332,16 +350,24 @@ func familiesInTurn(found []Endpoint) []Endpoint {
 	return ordered
 }
 
-// foreignNode is the node of an address: one of the set, or one outside it that
-// lives as long as its connections.
-func (c *Cluster) foreignNode(e Endpoint) *Node {
+// foreignNodes are the nodes of addresses: those of the set, and others outside it
+// that live as long as their connections. The caller lets them go.
+func (c *Cluster) foreignNodes(addrs []Endpoint) []*Node {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	nodes := make([]*Node, 0, len(addrs))
+	for _, e := range addrs {
+		n := c.foreignNodeLocked(e)
+		n.kept++
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
+
+func (c *Cluster) foreignNodeLocked(e Endpoint) *Node {
 	id := nodeID(e)
-	for _, n := range c.nodes {
-		if n.id == id {
-			return n
-		}
+	if i := slices.IndexFunc(c.nodes, func(n *Node) bool { return n.id == id }); i >= 0 {
+		return c.nodes[i]
 	}
 	n := c.newNode(e)
 	n.draining, n.removed = true, true

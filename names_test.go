@@ -567,6 +567,52 @@ func (s *realServer) stop() {
 // serveDNS answers questions from a zone, "name. TYPE" to records, on a real socket.
 func serveDNS(t *testing.T, zone map[string][]dnsmessage.ResourceBody) (addr string) {
 	t.Helper()
+	return newDNS(t, zone).addr
+}
+
+// fakeDNS is a server whose zone may change, and that may fail for questions of a type.
+type fakeDNS struct {
+	addr  string
+	mu    sync.Mutex // guards the rest
+	zone  map[string][]dnsmessage.ResourceBody
+	fails string
+}
+
+func (d *fakeDNS) become(zone map[string][]dnsmessage.ResourceBody, fails ...string) {
+	d.mu.Lock()
+	d.zone, d.fails = zone, strings.Join(fails, "")
+	d.mu.Unlock()
+}
+
+func (d *fakeDNS) reply(m dnsmessage.Message) dnsmessage.Message {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	q := m.Questions[0]
+	reply := dnsmessage.Message{Header: dnsmessage.Header{ID: m.ID, Response: true, Authoritative: true, RCode: dnsmessage.RCodeNameError}, Questions: m.Questions}
+	if "Type"+d.fails == q.Type.String() {
+		reply.RCode = dnsmessage.RCodeServerFailure
+		return reply
+	}
+	for key, bodies := range d.zone {
+		name, kind, _ := strings.Cut(key, " ")
+		if name != q.Name.String() {
+			continue
+		}
+		reply.RCode = dnsmessage.RCodeSuccess
+		if "Type"+kind != q.Type.String() {
+			continue
+		}
+		for _, body := range bodies {
+			reply.Answers = append(reply.Answers, dnsmessage.Resource{
+				Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 60}, Body: body})
+		}
+	}
+	return reply
+}
+
+func newDNS(t *testing.T, zone map[string][]dnsmessage.ResourceBody) *fakeDNS {
+	t.Helper()
+	d := &fakeDNS{zone: zone}
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -584,29 +630,15 @@ func serveDNS(t *testing.T, zone map[string][]dnsmessage.ResourceBody) (addr str
 			if m.Unpack(buf[:n]) != nil || len(m.Questions) != 1 {
 				continue
 			}
-			q := m.Questions[0]
-			reply := dnsmessage.Message{Header: dnsmessage.Header{ID: m.ID, Response: true, RCode: dnsmessage.RCodeNameError}, Questions: m.Questions}
-			for key, bodies := range zone {
-				name, kind, _ := strings.Cut(key, " ")
-				if name != q.Name.String() {
-					continue
-				}
-				reply.RCode = dnsmessage.RCodeSuccess
-				if "Type"+kind != q.Type.String() {
-					continue
-				}
-				for _, body := range bodies {
-					reply.Answers = append(reply.Answers, dnsmessage.Resource{
-						Header: dnsmessage.ResourceHeader{Name: q.Name, Type: q.Type, Class: q.Class, TTL: 60}, Body: body})
-				}
-			}
+			reply := d.reply(m)
 			if packed, err := reply.Pack(); err == nil {
 				pc.WriteTo(packed, from)
 			}
 		}
 	}()
 	t.Cleanup(func() { pc.Close(); <-done })
-	return pc.LocalAddr().String()
+	d.addr = pc.LocalAddr().String()
+	return d
 }
 
 // The answer changes under load: new connections go where the name leads now, old
@@ -696,4 +728,151 @@ func TestDynamicDNSMovesConnections(t *testing.T) {
 			}
 		})
 	})
+}
+
+// An address has one node, whatever comes and goes while its connections are made.
+func TestAnAddressHasOneNode(t *testing.T) {
+	const a, b = "10.0.0.1:7000", "10.0.0.2:7000"
+	inWorld(t, 2, func(t *testing.T, w *world) {
+		source := newFeed()
+		source.set(a)
+		dialing, goOn := make(chan struct{}), make(chan struct{})
+		c := w.clusterFrom(holdfast.Config{
+			Timeouts: holdfast.Timeouts{Stagger: -1},
+			Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if addr == a {
+					dialing <- struct{}{}
+					select {
+					case <-goOn:
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					}
+				}
+				return w.client.DialContext(ctx, network, addr)
+			},
+		}, source)
+		once := func(when string) {
+			t.Helper()
+			seen := map[string]bool{}
+			for _, n := range c.Stats().Nodes {
+				if seen[n.Node] {
+					t.Errorf("%s: two nodes of %s: %q", when, n.Node, nodesOf(c))
+				}
+				seen[n.Node] = true
+			}
+		}
+		dial := func(lease holdfast.Lease) <-chan *holdfast.Conn {
+			made := make(chan *holdfast.Conn, 1)
+			go func() {
+				conn, _ := lease.Dial(t.Context(), nil)
+				made <- conn
+			}()
+			return made
+		}
+		lease := func() holdfast.Lease {
+			t.Helper()
+			l, err := c.Pick(0, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(l.Done)
+			return l
+		}
+
+		// Forgotten and known again, several times, while it is dialed.
+		first := lease()
+		made := dial(first)
+		<-dialing
+		for range 3 {
+			source.set(b)
+			once("removed while it is dialed")
+			source.set(a)
+			once("added again")
+		}
+		again := lease()
+		if again.Node() != first.Node() {
+			t.Error("it became another node while it was dialed")
+		}
+		madeAgain := dial(again)
+		<-dialing
+		goOn <- struct{}{}
+		one := <-made
+		once("with the first connection")
+		source.set(b)
+		goOn <- struct{}{}
+		two := <-madeAgain
+		once("with the second, removed again")
+		one.Close()
+		two.Close()
+		if got, want := nodesOf(c), []string{"10.0.0.2 idle"}; !slices.Equal(got, want) {
+			t.Errorf("with its connections gone: %q, want %q", got, want)
+		}
+
+		// A lease outlives its node: it may bring that back, but not beside another.
+		made = dial(first)
+		<-dialing
+		goOn <- struct{}{}
+		one = <-made
+		if got, want := nodesOf(c), []string{"10.0.0.1 draining", "10.0.0.2 idle"}; one == nil || !slices.Equal(got, want) {
+			t.Errorf("dialed with an old lease: %q, want %q", got, want)
+		}
+		one.Close()
+		source.set(a)
+		if _, err := first.Dial(t.Context(), nil); asError(t, err).Class != holdfast.ClassNoEndpoint {
+			t.Errorf("dialed beside its successor: %v", err)
+		}
+		once("with an old lease")
+	})
+}
+
+// What DialAddr did not need is forgotten with the rest.
+func TestDialAddrLeavesNoNodes(t *testing.T) {
+	inWorld(t, 1, func(t *testing.T, w *world) {
+		directory := newNames()
+		directory.answer("other", "10.0.0.1", "10.0.0.8", "fd00::9")
+		c := w.clusterOf(holdfast.Config{Names: holdfast.Names{Lookup: directory.lookup}, Dial: w.dualStack()}, "10.0.0.7:7000")
+		conn, err := c.DialAddr(t.Context(), "tcp", "other:7000")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := nodesOf(c), []string{"10.0.0.1 draining", "10.0.0.7 idle"}; !slices.Equal(got, want) {
+			t.Errorf("nodes %q, want %q", got, want)
+		}
+		conn.Close()
+		if got, want := nodesOf(c), []string{"10.0.0.7 idle"}; !slices.Equal(got, want) {
+			t.Errorf("nodes %q, want %q", got, want)
+		}
+	})
+}
+
+// A server that has no answer for one address family says nothing about it: only the
+// other one follows its answer.
+func TestFailedFamilyKeepsItsLastSet(t *testing.T) {
+	v4 := func(last byte) dnsmessage.ResourceBody { return &dnsmessage.AResource{A: [4]byte{127, 0, 0, last}} }
+	v6 := func(last byte) dnsmessage.ResourceBody {
+		return &dnsmessage.AAAAResource{AAAA: [16]byte{0xfd, 15: last}}
+	}
+	type zone = map[string][]dnsmessage.ResourceBody
+	for endpoint, service := range map[string][]dnsmessage.ResourceBody{
+		"tcp://db.test:7000": nil,
+		"srv://_x._tcp.test": {&dnsmessage.SRVResource{Port: 7000, Target: dnsmessage.MustNewName("db.test.")}},
+	} {
+		t.Run(endpoint, func(t *testing.T) {
+			answers := newDNS(t, zone{"_x._tcp.test. SRV": service, "db.test. A": {v4(1)}, "db.test. AAAA": {v6(1), v6(2)}})
+			c := clusterAt(t, holdfast.Config{}, endpoint)
+			c.AskDNS(answers.addr)
+			begin := func(want ...string) {
+				t.Helper()
+				c.Refresh(0)
+				eventually(t, strings.Join(want, ", "), func() bool { return slices.Equal(nodesOf(c), want) })
+			}
+			begin("127.0.0.1 idle", "fd00::1 idle", "fd00::2 idle")
+			answers.become(zone{"_x._tcp.test. SRV": service, "db.test. A": {v4(2)}, "db.test. AAAA": nil}, "AAAA")
+			begin("127.0.0.2 idle", "fd00::1 idle", "fd00::2 idle")
+			answers.become(zone{"_x._tcp.test. SRV": service, "db.test. A": nil, "db.test. AAAA": {v6(3)}}, "A")
+			begin("127.0.0.2 idle", "fd00::3 idle")
+			answers.become(zone{"_x._tcp.test. SRV": service, "db.test. A": nil, "db.test. AAAA": {v6(3)}})
+			begin("fd00::3 idle") // no records is an answer
+		})
+	}
 }

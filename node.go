@@ -64,6 +64,7 @@ type Node struct {
 	sweeping bool
 	draining bool
 	removed  bool // by its source: forgotten once it is empty
+	kept     int  // dials under way, and others for whom it must not be forgotten
 	check    checkState
 	swept    [2]uint64 // successes and failures at the last outlier sweep
 }

@@ -36,10 +36,11 @@ func (l Lease) Node() *Node { return l.n }
 
 // Dial connects to the node: the connection, TLS, Config.Handshake, then
 // handshake if it is not nil, within Config.Timeouts and ctx. A failure counts
-// against the node and starts its backoff. The connection is the caller's and not
-// pooled; it must be closed. Dial does not end the lease.
+// against the node and starts its backoff, unless ctx ended sooner than Timeouts.Dial
+// allows. The connection is the caller's and not pooled; it must be closed. Dial does
+// not end the lease.
 func (l Lease) Dial(ctx context.Context, handshake func(context.Context, *Conn) error) (*Conn, error) {
-	return l.n.c.connect(ctx, l.n, handshake)
+	return l.n.c.connect(ctx, l.n, l.n.c.cfg.Timeouts.least(), handshake)
 }
 
 // Report tells how the node fared: d feeds its latency unless it is negative, err

@@ -211,7 +211,7 @@ func (c *Cluster) poolTry(_ context.Context, t *try) error {
 		return &Error{Phase: PhaseAcquire, Class: ClassClosed, Err: err}
 	}
 	if n.draining || n.outLocked() && !c.panicking { // went out in between
-		t.deliver(nil, &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Endpoint: n.Endpoint(), Node: n.String(), Err: errUnwanted})
+		t.deliver(nil, n.away(errUnwanted))
 		return nil
 	}
 	if conn := n.pool.popLocked(); conn != nil { // came back in between
@@ -347,7 +347,7 @@ func (c *Cluster) brokeLocked(conn *Conn, err *Error) {
 	n := conn.node
 	n.pool.unproven = true
 	n.lostLocked()
-	if conn.uses == 0 && conn.read.Load() == conn.greeted && clock()-conn.opened < c.cfg.Backoff.StableAfter && n.retryAt == 0 {
+	if !conn.served.Load() && conn.read.Load() == conn.greeted && clock()-conn.opened < c.cfg.Backoff.StableAfter && n.retryAt == 0 {
 		n.connectFailedLocked(err)
 	}
 }

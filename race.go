@@ -17,17 +17,18 @@ import (
 // one's own. Either delivers one result, or finds the race over and keeps it.
 type race struct {
 	c       *Cluster
-	pick    func(tried []*Node) (Lease, error)
-	launch  func(context.Context, *try) error // starts a try; an error ends the race
-	results chan result                       // room for every try under way: delivering never blocks
-	first   Lease                             // the first choice, when it was made already
-	tried   []*Node                           // this operation must not take these
+	pick    func(c *Cluster, tried []*Node) (Lease, error)
+	launch  func(*Cluster, context.Context, *try) error // starts a try; an error ends the race
+	results chan result                                 // room for every try under way: delivering never blocks
+	first   Lease                                       // the first choice, when it was made already
+	tried   []*Node                                     // this operation must not take these
 	running []*try
 	failed  []*Error
 	turned  int // how often a node went out of use while the race waited for it
 
-	exhausted error // why there is no further node
-	queued    int   // tries in the nodes' queues; guarded by the Cluster's lock
+	exhausted error  // why there is no further node
+	queued    int    // tries in the nodes' queues; guarded by the Cluster's lock
+	rest      result // of what followed the caller's own dial
 
 	mu   sync.Mutex // guards over
 	over bool
@@ -64,13 +65,13 @@ func (t *try) deliver(conn *Conn, err error) bool {
 // first if that is chosen already. It returns the connection, holding its lease,
 // and the nodes that did not win.
 func (c *Cluster) race(ctx context.Context, first Lease, tried []*Node) (*Conn, []*Node, error) {
-	r := c.newRace(c.pickAny, c.poolTry)
+	r := c.newRace((*Cluster).pickAny, (*Cluster).poolTry)
 	r.first, r.tried = first, slices.Clone(tried)
 	conn, err := r.run(ctx)
 	return conn, r.losers(len(tried), conn), err
 }
 
-func (c *Cluster) newRace(pick func([]*Node) (Lease, error), launch func(context.Context, *try) error) *race {
+func (c *Cluster) newRace(pick func(*Cluster, []*Node) (Lease, error), launch func(*Cluster, context.Context, *try) error) *race {
 	return &race{c: c, pick: pick, launch: launch, results: make(chan result, maxTries)}
 }
 
@@ -86,9 +87,9 @@ func (r *race) losers(i int, conn *Conn) []*Node {
 func (c *Cluster) pickAny(tried []*Node) (Lease, error) { return c.Pick(0, tried) }
 
 // pickAmong is the order of given nodes, for a race among them.
-func pickAmong(nodes []*Node) func(tried []*Node) (Lease, error) {
+func pickAmong(nodes []*Node) func(c *Cluster, tried []*Node) (Lease, error) {
 	pick := Ordered()(nodes)
-	return func(tried []*Node) (Lease, error) {
+	return func(_ *Cluster, tried []*Node) (Lease, error) {
 		n := pick(0, tried)
 		if n == nil {
 			return Lease{}, &Error{Phase: PhaseAcquire, Class: ClassNoEndpoint, Err: ErrNoEndpoint}
@@ -125,28 +126,27 @@ func (r *race) dialFirst(ctx context.Context, t *try) (*Conn, error) {
 	if err := t.lease.n.backingOff(); err != nil {
 		return r.take(result{t, nil, err})
 	}
-	own, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var others chan result
-	alone := func() bool { return true }
+	own, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var others *time.Timer
+	over := make(chan struct{})
 	if stagger := r.c.cfg.Timeouts.Stagger; stagger > 0 {
-		others = make(chan result, 1)
-		alone = time.AfterFunc(stagger, func() {
+		others = time.AfterFunc(stagger, func() {
+			defer close(over)
 			r.running = append(r.running, t)
-			conn, err := r.run(ctx)
-			others <- result{t, conn, err}
-			cancel()
-		}).Stop
+			r.rest.conn, r.rest.err = r.run(ctx)
+			cancel(nil)
+		})
 	}
-	conn, err := t.lease.Dial(own, nil)
-	if alone() {
+	conn, err := r.c.connectUntil(own, &cancel, t.lease.n, r.c.cfg.Timeouts.least(), nil)
+	if others == nil || others.Stop() {
 		return r.take(result{t, conn, err})
 	}
 	if !t.deliver(conn, err) && conn != nil {
 		conn.Close()
 	}
-	won := <-others
-	return won.conn, won.err
+	<-over
+	return r.rest.conn, r.rest.err
 }
 
 func (r *race) run(ctx context.Context) (*Conn, error) {
@@ -176,7 +176,7 @@ func (r *race) next(ctx context.Context) error {
 	}
 	r.tried = append(r.tried, lease.n)
 	t := &try{race: r, lease: lease, started: clock()}
-	if err := r.launch(ctx, t); err != nil {
+	if err := r.launch(r.c, ctx, t); err != nil {
 		lease.Done()
 		return err
 	}
@@ -193,12 +193,12 @@ func (r *race) pickFamily() (Lease, error) {
 	}
 	if len(r.tried) > 0 {
 		if same := r.c.sameFamily(r.tried[len(r.tried)-1], r.tried); len(same) > 0 {
-			if lease, err := r.pick(append(same, r.tried...)); err == nil {
+			if lease, err := r.pick(r.c, append(same, r.tried...)); err == nil {
 				return lease, nil
 			}
 		}
 	}
-	return r.pick(r.tried)
+	return r.pick(r.c, r.tried)
 }
 
 // overdue reports whether the latest try has used up its head start.

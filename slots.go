@@ -81,7 +81,7 @@ func (c *Cluster) dialLocked(n *Node) {
 // fillSlot makes a connection for whoever waits first. Its context is the
 // Cluster's: no caller's cancellation ends a dial that others may need.
 func (c *Cluster) fillSlot(n *Node) {
-	conn, err := c.connect(c.ctx, n, nil)
+	conn, err := c.connect(c.ctx, n, 0, nil)
 	c.mu.Lock()
 	n.pool.dialing--
 	c.dialing--

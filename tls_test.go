@@ -112,14 +112,17 @@ func (a *authority) server(t *testing.T, names ...string) *tls.Config {
 	return &tls.Config{Certificates: []tls.Certificate{a.issue(t, leaf(names...))}}
 }
 
-// startTLS is start for a server that speaks TLS.
-func (w *world) startTLS(addr string, cfg *tls.Config) *server {
+// startTLS is start for a server that speaks TLS, and perhaps TLS within that.
+func (w *world) startTLS(addr string, layers ...*tls.Config) *server {
 	w.t.Helper()
 	ln, err := w.net.Listen("tcp", addr)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	s := &server{w: w, addr: addr, ln: tls.NewListener(ln, cfg), conns: map[net.Conn]bool{}}
+	for _, cfg := range layers {
+		ln = tls.NewListener(ln, cfg)
+	}
+	s := &server{w: w, addr: addr, ln: ln, conns: map[net.Conn]bool{}}
 	s.wg.Go(s.serve)
 	w.servers = append(w.servers, s)
 	return s

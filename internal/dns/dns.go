@@ -101,8 +101,9 @@ func (e *Error) As(target any) bool {
 
 // LookupIP returns the addresses of a host, v6 first, without duplicates and
 // without those nobody can be reached at, and how long they hold; 0 means unknown,
-// or not at all. It returns at most 256 of each address family, and a family that
-// fails or dawdles does not spoil the other.
+// or not at all. It returns at most 256 of each address family. A family that fails or
+// dawdles does not spoil the other: an error beside addresses is about the family that
+// is missing among them, which may have addresses or not.
 func (c *Client) LookupIP(ctx context.Context, host string) ([]netip.Addr, time.Duration, error) {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{ip.Unmap()}, 0, nil
@@ -132,7 +133,7 @@ func (c *Client) lookup(ctx context.Context, conf *config, host string,
 		return system(ctx, host)
 	}
 	a, ours := search(conf, host, ask)
-	if ours == nil || final(ours) || ctx.Err() != nil {
+	if ours == nil || !a.empty() || final(ours) || ctx.Err() != nil {
 		return a, ours
 	}
 	if a, err := system(ctx, host); err == nil {
@@ -150,8 +151,8 @@ func search(conf *config, host string, ask func(name string) (answer, error)) (a
 	var last error
 	for _, name := range conf.candidates(host) {
 		a, err := ask(name)
-		if err == nil {
-			return a, nil
+		if err == nil || !a.empty() {
+			return a, err
 		}
 		last = worse(last, err)
 		if !final(err) {
@@ -181,7 +182,7 @@ func (c *Client) asksItself(conf *config, host string) bool {
 
 // grace is how long a family's answer waits for the other's. Some networks drop
 // every question for AAAA; there the addresses that are known must not wait for
-// all attempts. It is long, because a family left out is one whose nodes go.
+// all attempts. It is long, because what is left out is not known.
 const grace = 2 * time.Second
 
 // askBoth asks for both address families at once.
@@ -208,9 +209,9 @@ func (c *Client) askBoth(ctx context.Context, conf *config, name string) (answer
 	case errs[0] != nil && errs[1] != nil:
 		return answer{}, worse(errs[0], errs[1])
 	case errs[0] != nil:
-		return v4, nil
+		return v4, trouble(errs[0])
 	case errs[1] != nil:
-		return v6, nil
+		return v6, trouble(errs[1])
 	}
 	return answer{addrs: slices.Concat(v6.addrs, v4.addrs), ttl: min(v6.ttl, v4.ttl)}, nil
 }
@@ -242,6 +243,14 @@ func worse(a, b error) error {
 func final(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && (e.Kind == NotFound || e.Kind == Empty)
+}
+
+// trouble is err unless it is an answer.
+func trouble(err error) error {
+	if final(err) {
+		return nil
+	}
+	return err
 }
 
 func (c *Client) fallback() *net.Resolver {
