@@ -127,13 +127,31 @@ func (c *Conn) Read(p []byte) (int, error) {
 	}
 }
 
-// Write writes all of p, behind what was sent, unless the peer takes too little in
-// Timeouts.Write.
+// Write writes all of p, behind what was sent and in one piece, unless the peer takes
+// too little in Timeouts.Write. A Frames connection whose Write ended in the middle is
+// of no use any more.
 func (c *Conn) Write(p []byte) (n int, err error) {
-	if err := c.Flush(); err != nil {
-		return 0, err
+	o := &c.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.err == nil && (o.busy || o.moving) {
+		o.waitLocked()
 	}
-	return c.write(p)
+	if o.err != nil {
+		return 0, o.err
+	}
+	o.busy = true
+	c.writePendingLocked()
+	if err = o.err; err == nil {
+		o.mu.Unlock()
+		n, err = c.write(p)
+		o.mu.Lock()
+		if n > 0 && o.format != nil {
+			o.err = err // what followed would be taken for the rest of p
+		}
+	}
+	c.writeOutLocked() // others have relied on this writer
+	return n, err
 }
 
 func (c *Conn) write(p []byte) (n int, err error) {
@@ -264,6 +282,12 @@ func (c *Conn) interrupt() {
 		c.over = true
 	}
 	c.raw.SetReadDeadline(past)
+}
+
+func (c *Conn) setStage(stage int32) {
+	c.mu.Lock()
+	c.stage.Store(stage)
+	c.mu.Unlock()
 }
 
 // unpoke reports whether a read has ended because of orders, and not of its deadline.

@@ -266,6 +266,40 @@ func TestDrainingSeenByHandler(t *testing.T) {
 	})
 }
 
+// curious is a listener whose Close asks the server that it belongs to.
+type curious struct {
+	net.Listener
+	srv *serve.Server
+}
+
+func (l curious) Close() error {
+	l.srv.Stats()
+	return l.Listener.Close()
+}
+
+// No lock of the server's is held while the user's listener closes.
+func TestListenerCloseMayAskTheServer(t *testing.T) {
+	leak.Check(t)
+	srv := echoes()
+	ln, err := serve.Listen(t.Context(), "tcp://127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() { ended <- srv.Serve(curious{ln, srv}) }()
+	eventually(t, "it listens", func() bool { return srv.Stats().Listeners == 1 })
+	go srv.Close()
+	select {
+	case err := <-ended:
+		if !errors.Is(err, serve.ErrServerClosed) {
+			t.Error(err)
+		}
+		srv.Close()
+	case <-time.After(10 * time.Second):
+		t.Fatal("Close waits for itself")
+	}
+}
+
 // Any order and number of Serve, Shutdown and Close, with clients: nothing is left.
 func TestLifecycleRaces(t *testing.T) {
 	leak.Check(t)

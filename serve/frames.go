@@ -339,7 +339,8 @@ func (i *inbox) drop() {
 
 // outbox is what was sent and has not left yet. Whoever finds nobody writing writes,
 // and goes on for those who come meanwhile; so there is one writer, no lock is held
-// while it writes, and what many send leaves together.
+// while it writes, and what many send leaves together. Its turn has an end, at which
+// another becomes the writer, for it may be the read loop, or be waited for.
 type outbox struct {
 	format frame.Format
 
@@ -348,7 +349,8 @@ type outbox struct {
 	pooled *[]byte
 	held   bool  // the read loop has more to answer
 	busy   bool  // somebody writes
-	moving bool  // nobody may: the successor has the socket, or will not take it
+	late   bool  // the writer's turn ends: nobody may add to it
+	moving bool  // nobody new may: the connection stops, to move
 	err    error // of a write: the connection is of no use any more
 	// changed is closed when there is room again, or no writer; nil when nobody waits.
 	changed chan struct{}
@@ -357,6 +359,7 @@ type outbox struct {
 const (
 	sendAt     = bufferSize // what is held back leaves when it is this much
 	maxPending = 8 * bufferSize
+	maxRounds  = 16 // of what was pending, in one turn
 )
 
 // Send sends a message in the format of [Frames]. It may be called by any goroutine;
@@ -378,22 +381,15 @@ func (c *Conn) Send(msg []byte) error {
 // Flush sends what is held back while a message is handled, and returns when it was
 // written. It may be called by any goroutine.
 func (c *Conn) Flush() error {
-	o := &c.out
-	if o.format == nil {
-		return nil
-	}
-	o.mu.Lock()
-	for o.err == nil && (o.busy || o.moving) {
-		o.waitLocked()
-	}
-	return c.writeAndUnlock()
+	_, err := c.Write(nil)
+	return err
 }
 
 // add takes a message; true is that the caller has become the writer.
 func (o *outbox) add(msg []byte) (write bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock() // also if a Format of the user's panics
-	for o.err == nil && (o.moving || (o.busy && len(o.buf) > maxPending)) {
+	for o.err == nil && (o.moving || o.late || (o.busy && len(o.buf) > maxPending)) {
 		o.waitLocked()
 	}
 	if o.err != nil {
@@ -433,7 +429,7 @@ func (o *outbox) changedLocked() {
 // writeAndUnlock writes what is pending, unless somebody writes already, who takes it along.
 func (c *Conn) writeAndUnlock() error {
 	o := &c.out
-	if o.busy || o.moving || o.err != nil || len(o.buf) == 0 {
+	if o.busy || o.err != nil || len(o.buf) == 0 {
 		defer o.mu.Unlock()
 		return o.err
 	}
@@ -442,26 +438,39 @@ func (c *Conn) writeAndUnlock() error {
 	return c.writeOut()
 }
 
-// writeOut writes all that is pending. The caller is the writer, and ceases to be it.
+// writeOut is writeOutLocked for those who do not hold the lock.
 func (c *Conn) writeOut() error {
+	c.out.mu.Lock()
+	defer c.out.mu.Unlock()
+	return c.writeOutLocked()
+}
+
+// writeOutLocked writes all that is pending. The caller is the writer, and ceases to be
+// it.
+func (c *Conn) writeOutLocked() error {
 	o := &c.out
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for len(o.buf) > 0 && o.err == nil {
-		b, pooled := o.buf, o.pooled
-		o.buf, o.pooled = nil, nil
-		o.changedLocked()
-		o.mu.Unlock()
-		_, err := c.write(b)
-		if pooled != nil && cap(b) == bufferSize {
-			buffers.Put(pooled)
-		}
-		o.mu.Lock()
-		o.err = err
+	for n := 1; len(o.buf) > 0 && o.err == nil; n++ {
+		o.late = n >= maxRounds
+		c.writePendingLocked()
 	}
-	o.busy = false
+	o.busy, o.late = false, false
 	o.changedLocked()
 	return o.err
+}
+
+// writePendingLocked writes, unlocked, what is pending now. The caller is the writer.
+func (c *Conn) writePendingLocked() {
+	o := &c.out
+	b, pooled := o.buf, o.pooled
+	o.buf, o.pooled = nil, nil
+	o.changedLocked()
+	o.mu.Unlock()
+	_, err := c.write(b)
+	if pooled != nil && cap(b) == bufferSize {
+		buffers.Put(pooled)
+	}
+	o.mu.Lock()
+	o.err = err
 }
 
 // hold keeps replies back until release.
@@ -477,27 +486,25 @@ func (c *Conn) release() error {
 	return c.writeAndUnlock()
 }
 
-// stop returns when everything has left, and lets nobody send until resume.
+// stop lets nobody send until resume, and returns when everything has left. In this
+// order, for those who send could put off the end for ever.
 func (c *Conn) stop() error {
 	o := &c.out
-	for {
-		if err := c.Flush(); err != nil {
-			return err
-		}
-		o.mu.Lock()
-		if !o.busy && len(o.buf) == 0 && o.err == nil {
-			o.moving = true
-			o.mu.Unlock()
-			return nil
-		}
-		o.mu.Unlock()
+	o.mu.Lock()
+	o.moving = true
+	for o.busy {
+		o.waitLocked()
 	}
+	return c.writeAndUnlock()
 }
 
-// resume ends stop. An error is what those get who send from now on.
-func (o *outbox) resume(err error) {
+// resume ends stop: those who send go on, or fail because the connection has moved.
+func (o *outbox) resume(moved bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.moving, o.err = false, err
+	o.moving = false
+	if moved {
+		o.err = errMoved
+	}
 	o.changedLocked()
 }

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -188,6 +190,98 @@ func TestSendFromManyGoroutines(t *testing.T) {
 		}
 		next[s]++
 	}
+}
+
+// A Write of any length is whole: nobody else's bytes are within.
+func TestWriteIsWhole(t *testing.T) {
+	const size = 1 << 20
+	write := func(c *serve.Conn) {
+		var writing sync.WaitGroup
+		for i := range 4 {
+			writing.Go(func() {
+				if n, err := c.Write(bytes.Repeat([]byte{byte('a' + i)}, size)); n != size || err != nil {
+					t.Errorf("wrote %d, %v", n, err)
+				}
+			})
+		}
+		writing.Wait()
+	}
+	for name, srv := range map[string]*serve.Server{
+		"raw": raw(func(_ context.Context, c *serve.Conn) error {
+			write(c)
+			return nil
+		}),
+		"frames": {Handler: serve.Frames(frame.Lines(), func(_ context.Context, c *serve.Conn, line []byte) error {
+			for i := range 100 {
+				go c.Send([]byte{byte('A' + i%26)})
+			}
+			write(c)
+			return io.EOF
+		})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ours, theirs := net.Pipe()
+				go srv.ServeConn(ours)
+				c := newClient(t, theirs)
+				go io.WriteString(c.Conn, "go\n") // the raw handler does not look
+				all, err := io.ReadAll(c.r)
+				for i := range 4 {
+					if whole := bytes.Repeat([]byte{byte('a' + i)}, size); !bytes.Contains(all, whole) {
+						t.Errorf("write %d is not whole among %d bytes, %v", i, len(all), err)
+					}
+				}
+				srv.Close()
+			})
+		})
+	}
+}
+
+// Where a Write ended in the middle nothing may follow.
+func TestNothingFollowsABrokenWrite(t *testing.T) {
+	conns := make(chan *serve.Conn, 1)
+	srv := &serve.Server{Handler: handsOut(conns)}
+	inWorld(t, srv, func(t *testing.T, w *world) {
+		c := w.client()
+		c.write("go\n")
+		conn := <-conns
+		n, err := conn.Write(make([]byte, 8<<20)) // nobody reads
+		if n == 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("wrote %d, %v", n, err)
+		}
+		go io.Copy(io.Discard, c)
+		time.Sleep(time.Second)
+		if err := conn.Send([]byte("news")); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("Send: %v", err)
+		}
+	})
+}
+
+// However much others send, to a client that is slow, the read loop is not kept from its
+// requests by writing for them.
+func TestReadLoopIsNotTheWriterForEver(t *testing.T) {
+	srv := &serve.Server{Handler: serve.Frames(frame.Lines(), func(_ context.Context, c *serve.Conn, line []byte) error {
+		if string(line) == "stop" {
+			return c.Close()
+		}
+		go func() {
+			time.Sleep(time.Millisecond) // until the handler is the writer
+			for c.Send(make([]byte, 8<<10)) == nil {
+			}
+		}()
+		return c.Send(make([]byte, 40<<10))
+	})}
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		go srv.ServeConn(ours)
+		c := newClient(t, theirs)
+		c.write("go\n")
+		time.Sleep(2 * time.Millisecond)
+		c.readSlowly()
+		c.SetWriteDeadline(time.Now().Add(time.Second))
+		c.write("stop\n")
+		srv.Close()
+	})
 }
 
 // counting counts writes.

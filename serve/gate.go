@@ -30,7 +30,9 @@ type Limits struct {
 	Allow, Deny []netip.Prefix // of the client; Deny wins, and an empty Allow is everybody
 	AllowUIDs   []int          // who may connect to Unix sockets; empty is everybody that the file's mode lets
 
-	MaxHandshakes int // TLS handshakes under way at once: 256; the others wait, within their time
+	// MaxHandshakes is how many TLS handshakes answer their client's first message at
+	// once: 256; the others wait, within their time. A silent client is not counted.
+	MaxHandshakes int
 }
 
 // Over is a policy.
@@ -379,7 +381,7 @@ func addrOf(a net.Addr) netip.Addr {
 	switch a := a.(type) {
 	case *net.TCPAddr:
 		return a.AddrPort().Addr().Unmap()
-	case nil:
+	case nil, *net.UnixAddr: // whose name the peer chooses, and it may look like an IP
 		return netip.Addr{}
 	}
 	ap, err := netip.ParseAddrPort(a.String())

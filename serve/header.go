@@ -88,18 +88,3 @@ func clientOf(h proxyproto.Header) net.Addr {
 	}
 	return &net.UnixAddr{Name: h.SourcePath, Net: "unix"}
 }
-
-// behind is a socket whose first bytes have been read already: TLS begins with them.
-type behind struct {
-	net.Conn
-	c *Conn
-}
-
-func (b *behind) Read(p []byte) (int, error) {
-	if len(b.c.unread) == 0 {
-		return b.Conn.Read(p)
-	}
-	n := copy(p, b.c.unread)
-	b.c.unread = b.c.unread[n:]
-	return n, nil
-}

@@ -67,13 +67,14 @@ func (s *Server) HandOver(ctx context.Context, send func(state []byte, conns ...
 
 // passAll begins the passage with the connections there are. A Frames connection that
 // is not that far finds the passage by itself when it is; only TLS, which cannot move,
-// could let it wait. p.mu is held over both steps, so that none leaves in between.
+// could let it wait. p.mu is held over both steps, so that who leaves in between does
+// it afterwards.
 func (s *Server) passAll(p *passage) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.passing.Store(p)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	closeOnce(s.draining)
 	for c := range s.conns {
 		switch stage := c.stage.Load(); {
@@ -147,18 +148,14 @@ func (p *passage) end() error {
 }
 
 // move passes a connection on from its own read loop; false is that it stays.
-func (c *Conn) move(p *passage) bool {
+func (c *Conn) move(p *passage) (moved bool) {
 	defer p.left(c)
 	c.tried = p
-	if c.nc != c.raw || c.stop() != nil {
+	if c.nc != c.raw {
 		return false // TLS cannot move
 	}
-	if c.passOn(p, c.in.bytes(), nil) != nil {
-		c.out.resume(nil)
-		return false
-	}
-	c.out.resume(errMoved)
-	return true
+	defer func() { c.out.resume(moved) }() // whatever happens, or those who send would wait for ever
+	return c.stop() == nil && c.passOn(p, c.in.bytes(), nil) == nil
 }
 
 // Detach passes a connection of a handler that reads for itself to the successor:
@@ -188,8 +185,7 @@ func (c *Conn) passOn(p *passage, unread, state []byte) error {
 	}
 	if m, ok := c.Session.(encoding.BinaryMarshaler); ok && state == nil {
 		var err error
-		if state, err = m.MarshalBinary(); err != nil {
-			c.srv.log.Error("serve: the session of a connection", "id", c.id, "err", err)
+		if state, err = c.marshal(m); err != nil {
 			return err
 		}
 	}
@@ -202,6 +198,20 @@ func (c *Conn) passOn(p *passage, unread, state []byte) error {
 	}
 	c.srv.counts.movedOut.Add(1)
 	return nil
+}
+
+// marshal calls MarshalBinary of the session. After an error, or a panic, the connection
+// stays.
+func (c *Conn) marshal(m encoding.BinaryMarshaler) (state []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = c.srv.panicked(c, p)
+		}
+	}()
+	if state, err = m.MarshalBinary(); err != nil {
+		c.srv.log.Error("serve: the session of a connection", "id", c.id, "err", err)
+	}
+	return state, err
 }
 
 const maxState = 64 << 10

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/holdfast-net/holdfast/frame"
@@ -385,6 +386,125 @@ func TestSendWhileMoving(t *testing.T) {
 		t.Errorf("%d arrived of %d", n, sent.Load())
 	}
 }
+
+// movable says that it is a system socket, so that it can move in a bubble too.
+type movable struct {
+	net.Conn
+	sent *atomic.Int64
+}
+
+func (m movable) SyscallConn() (syscall.RawConn, error) { return nil, errors.ErrUnsupported }
+
+func (m movable) Write(p []byte) (int, error) {
+	n, err := m.Conn.Write(p)
+	m.sent.Add(int64(n))
+	return n, err
+}
+
+// withMovable runs a story about one connection of a server, in a bubble. What is
+// written to it is counted, and waits until the client reads it.
+func withMovable(t *testing.T, srv *serve.Server, story func(t *testing.T, c *client, sent *atomic.Int64)) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := net.Pipe()
+		var sent atomic.Int64
+		go srv.ServeConn(movable{ours, &sent})
+		story(t, newClient(t, theirs), &sent)
+		theirs.Close()
+		if err := srv.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A Write has left as a whole when its connection moves, or it fails and nothing of it
+// has.
+func TestWriteWhileMoving(t *testing.T) {
+	const size = 1 << 20
+	conns := make(chan *serve.Conn, 1)
+	srv := &serve.Server{Handler: handsOut(conns)}
+	withMovable(t, srv, func(t *testing.T, c *client, sent *atomic.Int64) {
+		c.write("go\n")
+		conn := <-conns
+		var left, failed int
+		var mu sync.Mutex // guards both
+		var writing sync.WaitGroup
+		for range 3 {
+			writing.Go(func() {
+				n, err := conn.Write(make([]byte, size))
+				mu.Lock()
+				defer mu.Unlock()
+				if left += n; errors.Is(err, net.ErrClosed) {
+					failed++
+				}
+			})
+		}
+		synctest.Wait() // one is under way
+		c.readSlowly()
+		var atMove int64
+		err := handOver(t, srv, func([]byte, ...syscall.Conn) error {
+			atMove = sent.Load()
+			return nil
+		})
+		writing.Wait()
+		if err != nil || left == 0 || left != size*(3-failed) || atMove != int64(left) || sent.Load() != atMove {
+			t.Errorf("%v; %d bytes left and %d writes failed; %d bytes at the move, and %d in the end", err, left, failed, atMove, sent.Load())
+		}
+	})
+}
+
+// However many send, a connection soon stops for its move.
+func TestMoveAmongManySenders(t *testing.T) {
+	conns := make(chan *serve.Conn, 1)
+	srv := &serve.Server{Handler: handsOut(conns)}
+	withMovable(t, srv, func(t *testing.T, c *client, sent *atomic.Int64) {
+		c.write("go\n")
+		conn := <-conns
+		var sending sync.WaitGroup
+		for range 16 {
+			sending.Go(func() {
+				for conn.Send(make([]byte, 8<<10)) == nil {
+				}
+			})
+		}
+		c.readSlowly()
+		time.Sleep(20 * time.Millisecond)
+		begin := time.Now()
+		if err := handOver(t, srv, func([]byte, ...syscall.Conn) error { return nil }); err != nil {
+			t.Error(err)
+		}
+		within(t, time.Since(begin), 0, 20*time.Millisecond)
+		sending.Wait() // they were told
+		if n := srv.Stats().MovedOut; n != 1 {
+			t.Errorf("%d moved", n)
+		}
+	})
+}
+
+// The session's panic is its connection's, which stays, and goes on as after a refusal.
+func TestPanicInMarshalBinaryStays(t *testing.T) {
+	conns := make(chan *serve.Conn, 1)
+	srv := &serve.Server{Handler: handsOut(conns)}
+	srv.Drain.Goodbye = func(context.Context, *serve.Conn) error { return nil }
+	withMovable(t, srv, func(t *testing.T, c *client, _ *atomic.Int64) {
+		c.write("go\n")
+		(<-conns).Session = bomb{}
+		if err := handOver(t, srv, func([]byte, ...syscall.Conn) error { t.Error("it was sent"); return nil }); err != nil {
+			t.Error(err)
+		}
+		c.ask("still here")
+		c.Close()
+		if err := srv.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if s := srv.Stats(); s.Panics != 1 || s.MovedOut != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+type bomb struct{}
+
+func (bomb) MarshalBinary() ([]byte, error) { panic("boom") }
 
 // The counters of a generation only grow, and add up over generations.
 func TestTotals(t *testing.T) {

@@ -174,6 +174,20 @@ func TestProxyHeader(t *testing.T) {
 		c.write("who\n")
 		c.expectGone()
 	})
+	t.Run("Unix name like an address", func(t *testing.T) { // which its owner chooses
+		leak.Check(t)
+		srv := whoAmI(trusted)
+		srv.Limits.Deny = trusted.Trusted
+		addr := start(t, srv, "unix:"+filepath.Join(t.TempDir(), "s"))
+		t.Chdir(t.TempDir())
+		conn, err := net.DialUnix("unix", &net.UnixAddr{Name: "10.0.0.9:4711", Net: "unix"}, addr.(*net.UnixAddr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := newClient(t, conn)
+		c.write("who\n" + proxyV1)
+		c.expect("10.0.0.9\n10.0.0.9\n") // whoAmI says how it is called
+	})
 }
 
 // withHeader sends a header in one piece with the first bytes.

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,7 +73,7 @@ type Server struct {
 	cancel   context.CancelCauseFunc
 	draining chan struct{} // closed when Draining begins
 	closed   chan struct{} // closed when no more is accepted
-	shakes   chan struct{} // a place for each handshake under way
+	shakes   chan struct{} // a place for each handshake that computes
 	serving  sync.WaitGroup
 	counts   counters
 	ids      atomic.Uint64
@@ -217,13 +219,13 @@ func (s *Server) beside(c *Conn, do func()) {
 }
 
 func (s *Server) delist(c *Conn) {
-	if p := s.passing.Load(); p != nil {
-		p.left(c)
-	}
 	s.mu.Lock()
 	delete(s.conns, c)
 	s.checkEmptyLocked()
 	s.mu.Unlock()
+	if p := s.passing.Load(); p != nil { // it may have found c before that
+		p.left(c)
+	}
 	c.cancel()
 	c.pass.Leave()
 	s.serving.Done()
@@ -274,15 +276,14 @@ func (s *Server) serveConn(c *Conn) (err error) {
 
 // handle makes a prepared connection ready for its handler.
 func (s *Server) handle(c *Conn) {
+	if !s.rests() { // a read loop of ours begins by itself
+		c.setStage(handled)
+		if c.leaving() {
+			c.goodbye() // it came before there was anybody to tell
+		}
+	}
 	if s.limits.Lifetime > 0 {
 		c.life = time.AfterFunc(s.limits.Lifetime, c.expire)
-	}
-	if _, ours := s.Handler.(*frames); ours {
-		return // it begins by itself
-	}
-	c.stage.Store(handled)
-	if c.leaving() {
-		c.goodbye() // it came before there was anybody to tell
 	}
 }
 
@@ -380,13 +381,14 @@ func (s *Server) Close() error {
 
 func (s *Server) stopAccepting() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	closeOnce(s.closed)
-	for ln := range s.listeners {
-		ln.Close()
-	}
 	if s.accepting == 0 {
 		closeOnce(s.quiet)
+	}
+	all := slices.Collect(maps.Keys(s.listeners))
+	s.mu.Unlock()
+	for _, ln := range all {
+		ln.Close() // the user's function, perhaps
 	}
 }
 
@@ -416,10 +418,7 @@ func (s *Server) drainAll() {
 	s.isDrained = true
 	closeOnce(s.draining)
 	s.checkEmptyLocked()
-	all := make([]*Conn, 0, len(s.conns))
-	for c := range s.conns {
-		all = append(all, c)
-	}
+	all := slices.Collect(maps.Keys(s.conns))
 	s.mu.Unlock()
 	for _, c := range all {
 		c.goodbye()
@@ -429,10 +428,7 @@ func (s *Server) drainAll() {
 func (s *Server) cutAll() (n int) {
 	s.mu.Lock()
 	s.isClosed = true
-	all := make([]*Conn, 0, len(s.conns))
-	for c := range s.conns {
-		all = append(all, c)
-	}
+	all := slices.Collect(maps.Keys(s.conns))
 	s.mu.Unlock()
 	s.cancel(ErrServerClosed)
 	for _, c := range all {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/holdfast-net/holdfast/internal/certs"
@@ -40,25 +41,70 @@ func (t TLS) files(log *slog.Logger) certs.ServerFiles {
 }
 
 // shake does the TLS handshake, within one limit, of which waiting for a place is a
-// part.
+// part. The place is for the answer to the client's first message, which costs the most.
+// Nobody holds one while waiting for a client, whose silence so is its own affair, and
+// nobody needs another afterwards: those under way end before those that begin.
 func (s *Server) shake(ctx context.Context, c *Conn) error {
 	if d := s.limits.Handshake; d > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, d)
 		defer cancel()
 	}
-	select {
-	case s.shakes <- struct{}{}:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	defer func() { <-s.shakes }()
 	end, _ := ctx.Deadline()
 	c.raw.SetDeadline(end)
-	tc := tls.Server(&behind{c.raw, c}, c.ln.tls.Config())
+	b := &behind{Conn: c.raw, c: c}
+	defer b.leave()
+	cfg := c.ln.tls.Config()
+	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if err := b.enter(ctx); err != nil {
+			return nil, err
+		}
+		return c.ln.tls.ForClient(hello)
+	}
+	tc := tls.Server(b, cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		return certs.Short(err)
 	}
 	c.nc = tc
 	return c.raw.SetDeadline(time.Time{})
+}
+
+// behind is the socket below TLS. Its first bytes may have been read already; what may
+// wait for the client gives the handshake's place to another.
+type behind struct {
+	net.Conn
+	c      *Conn
+	placed bool // only while the handshake computes, so that nobody else looks
+}
+
+func (b *behind) Read(p []byte) (int, error) {
+	b.leave()
+	if len(b.c.unread) == 0 {
+		return b.Conn.Read(p)
+	}
+	n := copy(p, b.c.unread)
+	b.c.unread = b.c.unread[n:]
+	return n, nil
+}
+
+func (b *behind) Write(p []byte) (int, error) {
+	b.leave()
+	return b.Conn.Write(p)
+}
+
+func (b *behind) enter(ctx context.Context) error {
+	select {
+	case b.c.srv.shakes <- struct{}{}:
+		b.placed = true
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (b *behind) leave() {
+	if b.placed {
+		<-b.c.srv.shakes
+		b.placed = false
+	}
 }

@@ -108,12 +108,20 @@ func TestTLSVersions(t *testing.T) {
 	}
 }
 
+// deaf is the socket of a client that sends its first message, and hears no answer.
+type deaf struct{ net.Conn }
+
+func (d deaf) Read([]byte) (int, error) {
+	time.Sleep(5 * time.Second)
+	return 0, io.EOF
+}
+
 // U13, fault 63: whoever stalls stalls himself, and for 10 s.
 func TestHandshakeInItsOwnGoroutineAndBounded(t *testing.T) {
 	a := newAuthority(t)
 	srv := echoes()
 	srv.TLS = a.serverTLS()
-	srv.Limits.MaxHandshakes = 50
+	srv.Limits.MaxHandshakes = 2 // silence takes no place
 	inWorld(t, srv, func(t *testing.T, w *world) {
 		begin := time.Now()
 		var stalled []*client
@@ -122,6 +130,10 @@ func TestHandshakeInItsOwnGoroutineAndBounded(t *testing.T) {
 			c.write("\x16\x03\x01\x02\x00"[:i%6]) // nothing, or a part of a record's head
 			stalled = append(stalled, c)
 		}
+		for range 3 {
+			go tls.Client(deaf{w.client().Conn}, a.caller(nil)).Handshake()
+		}
+		synctest.Wait()
 		good, _ := w.secure(a.caller(nil))
 		good.ask("hello")
 		within(t, time.Since(begin), 0, 0)
@@ -135,27 +147,59 @@ func TestHandshakeInItsOwnGoroutineAndBounded(t *testing.T) {
 			c.Close()
 		}
 		good.ask("hello")
-		if seen, n := w.seen(serve.HandshakeFailed), srv.Stats().HandshakeFailures; n != 40 || len(seen) != 40 {
+		if seen, n := w.seen(serve.HandshakeFailed), srv.Stats().HandshakeFailures; n != 43 || len(seen) != 43 {
 			t.Errorf("%d counted, %d events", n, len(seen))
 		}
 		if lines := w.logged("handshake failed"); len(lines) != 1 {
-			t.Errorf("%d lines for 40 failures at once: %q", len(lines), lines)
+			t.Errorf("%d lines for 43 failures at once: %q", len(lines), lines)
 		}
 	})
 	t.Run("no more than so many at once", func(t *testing.T) {
+		pair := a.issue("db.test")
 		srv := echoes()
-		srv.TLS = a.serverTLS()
 		srv.Limits.MaxHandshakes = 2
+		srv.TLS.Config = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			time.Sleep(4 * time.Second) // of hard work
+			return pair, nil
+		}}
 		inWorld(t, srv, func(t *testing.T, w *world) {
 			begin := time.Now()
-			one, two := w.client(), w.client()
-			synctest.Wait()
+			took := make(chan time.Duration, 6)
+			for range cap(took) {
+				c, _ := w.secure(a.caller(nil))
+				go func() {
+					io.WriteString(c, "hello\n")
+					io.ReadFull(c, make([]byte, 6))
+					took <- time.Since(begin)
+				}()
+			}
+			for i := range cap(took) { // the last two do not get a place in time
+				want := time.Duration(min(4*(i/2+1), 10)) * time.Second
+				within(t, <-took, want, want)
+			}
+			time.Sleep(3 * time.Second) // until they see that
+			if n := len(w.seen(serve.HandshakeFailed)); n != 2 {
+				t.Errorf("%d failed, want 2", n)
+			}
+		})
+	})
+	t.Run("a panic leaves its place", func(t *testing.T) {
+		pair := a.issue("db.test")
+		srv := echoes()
+		srv.Limits.MaxHandshakes = 1
+		panics := true
+		srv.TLS.Config = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			if panics {
+				panics = false
+				panic("boom")
+			}
+			return pair, nil
+		}}
+		inWorld(t, srv, func(t *testing.T, w *world) {
+			_, bad := w.secure(a.caller(nil))
+			bad.Handshake()
 			good, _ := w.secure(a.caller(nil))
-			time.Sleep(time.Second)
-			one.Close()
-			good.ask("hello") // in the place of the one that left
-			within(t, time.Since(begin), time.Second, time.Second)
-			two.expectGone()
+			good.ask("hello")
 		})
 	})
 }

@@ -215,6 +215,18 @@ func echoes() *serve.Server {
 	return &serve.Server{Handler: serve.Frames(frame.Lines(), echo)}
 }
 
+// handsOut is a handler that hands out its connection at the first message, and repeats
+// the others.
+func handsOut(conns chan<- *serve.Conn) serve.Handler {
+	return serve.Frames(frame.Lines(), func(_ context.Context, c *serve.Conn, line []byte) error {
+		if string(line) == "go" {
+			conns <- c
+			return nil
+		}
+		return c.Send(line)
+	})
+}
+
 // raw is a server whose handler reads for itself.
 func raw(f func(ctx context.Context, c *serve.Conn) error) *serve.Server {
 	return &serve.Server{Handler: serve.HandlerFunc(f)}
@@ -224,6 +236,21 @@ func raw(f func(ctx context.Context, c *serve.Conn) error) *serve.Server {
 func copies(_ context.Context, c *serve.Conn) error {
 	_, err := io.Copy(struct{ io.Writer }{c}, struct{ io.Reader }{c})
 	return err
+}
+
+// readSlowly takes 64 KiB a millisecond, until the end.
+func (c *client) readSlowly() {
+	var reading sync.WaitGroup
+	c.t.Cleanup(func() {
+		c.Close()
+		reading.Wait()
+	})
+	reading.Go(func() {
+		buf := make([]byte, 64<<10)
+		for err := error(nil); err == nil; _, err = c.Read(buf) {
+			time.Sleep(time.Millisecond)
+		}
+	})
 }
 
 // start serves on a real socket, until the end of the test.

@@ -19,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -34,41 +35,31 @@ type Options struct {
 
 // Stream listens on "tcp", "tcp4", "tcp6" or "unix".
 func Stream(ctx context.Context, network, address string, o Options) (net.Listener, File, error) {
-	var ln net.Listener
-	file, err := o.bind(ctx, network, address, func(c net.ListenConfig) (err error) {
+	return bind(ctx, network, address, o, func(c net.ListenConfig) (net.Listener, error) {
 		c.KeepAlive = -1 // whoever accepts sets it
-		ln, err = c.Listen(ctx, network, address)
-		return err
+		ln, err := c.Listen(ctx, network, address)
+		if u, ok := ln.(*net.UnixListener); ok {
+			u.SetUnlinkOnClose(false)
+		}
+		return ln, err
 	})
-	if err != nil {
-		return nil, File{}, err
-	}
-	if u, ok := ln.(*net.UnixListener); ok {
-		u.SetUnlinkOnClose(false)
-	}
-	return ln, file, nil
 }
 
 // Packet listens on "udp", "udp4", "udp6" or "unixgram".
 func Packet(ctx context.Context, network, address string, o Options) (net.PacketConn, File, error) {
-	var pc net.PacketConn
-	file, err := o.bind(ctx, network, address, func(c net.ListenConfig) (err error) {
-		pc, err = c.ListenPacket(ctx, network, address)
-		return err
+	return bind(ctx, network, address, o, func(c net.ListenConfig) (net.PacketConn, error) {
+		return c.ListenPacket(ctx, network, address)
 	})
-	if err != nil {
-		return nil, File{}, err
-	}
-	return pc, file, nil
 }
 
-func (o Options) bind(ctx context.Context, network, address string, do func(net.ListenConfig) error) (File, error) {
+func bind[S io.Closer](ctx context.Context, network, address string, o Options, do func(net.ListenConfig) (S, error)) (s S, file File, err error) {
 	config := net.ListenConfig{Control: o.Control}
 	if !strings.HasPrefix(network, "unix") || strings.HasPrefix(address, "@") || address == "" {
-		return File{}, explain(network, address, do(config))
+		s, err = do(config)
+		return s, File{}, explain(network, address, err)
 	}
 	if len(address) > maxPath {
-		return File{}, fmt.Errorf("listen %s: the path %q has %d bytes, and a socket's may have %d", network, address, len(address), maxPath)
+		return s, File{}, fmt.Errorf("listen %s: the path %q has %d bytes, and a socket's may have %d", network, address, len(address), maxPath)
 	}
 	config.Control = func(n, a string, c syscall.RawConn) error {
 		if o.Mode != 0 {
@@ -81,30 +72,35 @@ func (o Options) bind(ctx context.Context, network, address string, do func(net.
 	}
 	unlock, err := lockFolder(ctx, address)
 	if err != nil {
-		return File{}, fmt.Errorf("listen %s %s: %w", network, address, err)
+		return s, File{}, fmt.Errorf("listen %s %s: %w", network, address, err)
 	}
 	defer unlock()
-	err = do(config)
+	s, err = do(config)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		if err = removeStale(network, address); err == nil {
-			err = do(config)
+			s, err = do(config)
 		}
 	}
 	if err != nil {
-		return File{}, explain(network, address, err)
+		return s, File{}, explain(network, address, err)
 	}
-	if o.Mode != 0 {
-		if err := os.Chmod(address, o.Mode); err != nil {
-			return File{}, err
-		}
+	file = fileAt(address)
+	if o.Mode == 0 {
+		return s, file, nil
 	}
-	return fileAt(address), nil
+	if err = os.Chmod(file.path, o.Mode); err != nil {
+		s.Close()
+		file.Remove()
+		var none S
+		return none, File{}, fmt.Errorf("listen %s %s: %w", network, address, err)
+	}
+	return s, file, nil
 }
 
 // removeStale removes the file of a socket that nobody listens on any more.
 func removeStale(network, path string) error {
 	file := fileAt(path)
-	if file.info == nil || file.info.Mode()&os.ModeSocket == 0 {
+	if file.info == nil {
 		return fmt.Errorf("listen %s %s: %w: what is there is not a socket", network, path, syscall.EADDRINUSE)
 	}
 	conn, err := net.DialTimeout(network, path, time.Second)
@@ -140,9 +136,10 @@ type File struct {
 	info os.FileInfo
 }
 
+// fileAt is none if something else is there, such as a link to another's file.
 func fileAt(path string) File {
 	info, err := os.Lstat(path)
-	if err != nil {
+	if err != nil || info.Mode()&os.ModeSocket == 0 {
 		return File{}
 	}
 	return File{path, info}

@@ -113,6 +113,39 @@ func TestModeOfAUnixSocket(t *testing.T) {
 	}
 }
 
+// Where the mode cannot be set nothing is left bound, and what somebody has put in the
+// socket's place is not touched.
+func TestModeThatCannotBeSet(t *testing.T) {
+	leak.Check(t)
+	dir := folder(t)
+	precious := filepath.Join(dir, "precious")
+	os.WriteFile(precious, nil, 0o600)
+	for name, put := range map[string]func(path string) error{
+		"nothing": func(string) error { return nil },
+		"a link":  func(path string) error { return os.Symlink(precious, path) },
+	} {
+		path := filepath.Join(dir, name)
+		var bound net.Listener
+		ln, file, err := bind(t.Context(), "unix", path, Options{Mode: 0o666}, func(c net.ListenConfig) (_ net.Listener, err error) {
+			if bound, err = c.Listen(t.Context(), "unix", path); err == nil {
+				bound.(*net.UnixListener).SetUnlinkOnClose(false)
+				err = errors.Join(os.Remove(path), put(path))
+			}
+			return bound, err
+		})
+		if err == nil || !strings.Contains(err.Error(), path) || ln != nil || file.info != nil {
+			t.Errorf("%s in its place: %v, %v", name, ln, err)
+		}
+		bound.(*net.UnixListener).SetDeadline(time.Now().Add(time.Second))
+		if _, err := bound.Accept(); !errors.Is(err, net.ErrClosed) {
+			t.Errorf("%s in its place: the listener is left: %v", name, err)
+		}
+	}
+	if info, err := os.Stat(precious); err != nil || info.Mode().Perm() != 0o600 || !there(filepath.Join(dir, "a link")) {
+		t.Errorf("%v, %v", info.Mode(), err)
+	}
+}
+
 // Fault 82: a file that nobody listens on any more is replaced, one that is alive is
 // kept, and who has it is named.
 func TestStaleSocketIsReplacedAndALiveOneKept(t *testing.T) {
