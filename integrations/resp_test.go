@@ -69,29 +69,25 @@ func byOurs(t *testing.T, addr string, protocol int) func([]any) string {
 	r := ours.New(c, ours.Config{Protocol: protocol})
 	t.Cleanup(func() { r.Close() })
 	return func(args []any) string {
-		v, err := r.Do(t.Context(), args...).Value()
-		if err != nil {
-			return "transport " + err.Error()
-		}
-		return ourText(v)
+		return ourText(r.Do(t.Context(), args...))
 	}
 }
 
 func ourText(v ours.Value) string {
 	switch v.Kind() {
-	case ours.KindNil:
+	case ours.KindNull:
 		return "nil"
 	case ours.KindError:
 		return refusal(strings.TrimPrefix(v.Err().Error(), "redis: "))
 	case ours.KindArray, ours.KindMap, ours.KindSet:
-		elems, _ := v.Reply().Values()
+		elems, _ := v.Values()
 		var parts []string
 		for _, e := range elems {
 			parts = append(parts, ourText(e))
 		}
 		return list(parts, v.Kind() == ours.KindMap, v.Kind() == ours.KindSet)
 	}
-	text, err := v.Reply().Text()
+	text, err := v.Text()
 	if err != nil {
 		return "unconvertible " + err.Error()
 	}
@@ -99,7 +95,9 @@ func ourText(v ours.Value) string {
 }
 
 // refusal is an error without the code that some clients take off.
-func refusal(text string) string { return "error " + strings.TrimPrefix(text, "ERR ") }
+func refusal(text string) string {
+	return "error " + strings.TrimSpace(strings.TrimPrefix(text, "ERR "))
+}
 
 // scalar makes 1 and 1.0 the same: some clients turn numbers into Go's.
 func scalar(s string) string {

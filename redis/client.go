@@ -63,7 +63,7 @@ func New(c *holdfast.Cluster, cfg Config) *Client {
 	}
 	r := &Client{cfg: cfg, cluster: c}
 	shared, err := pipeline.New(c, pipeline.Config[Value]{
-		Decoder:   func() pipeline.Decoder[Value] { return newDecoder() },
+		Decoder:   func() pipeline.Decoder[Value] { return new(decoder) },
 		Push:      func(v Value) bool { return v.Kind() == KindPush },
 		OnPush:    cfg.OnPush,
 		Refused:   r.refused,
@@ -103,11 +103,11 @@ func (r *Client) Close() error {
 var ErrState = errors.New("redis: it changes the state of a connection that others share: see Exclusive, Tx and Subscribe")
 
 // Do sends a command. What only reads may be sent again when a connection is lost.
-func (r *Client) Do(ctx context.Context, args ...any) Reply {
-	k := kindOf(args)
+func (r *Client) Do(ctx context.Context, args ...any) Value {
+	k := traitsOf(args)
 	switch {
 	case k.changesState():
-		return Reply{err: ErrState}
+		return failure(ErrState)
 	case k.blocks():
 		return r.doAlone(ctx, args)
 	}
@@ -119,10 +119,10 @@ func (r *Client) Do(ctx context.Context, args ...any) Reply {
 }
 
 // doAlone is for a command that blocks.
-func (r *Client) doAlone(ctx context.Context, args []any) Reply {
+func (r *Client) doAlone(ctx context.Context, args []any) Value {
 	x, err := r.shared.Exclusive(ctx)
 	if err != nil {
-		return Reply{err: err}
+		return failure(err)
 	}
 	defer x.Release()
 	v, err := x.Do(ctx, pipeline.Request{
@@ -133,11 +133,11 @@ func (r *Client) doAlone(ctx context.Context, args []any) Reply {
 }
 
 // reply joins the error of a transport and that of a server.
-func reply(v Value, err error) Reply {
+func reply(v Value, err error) Value {
 	if err != nil {
-		return Reply{err: err}
+		return failure(err)
 	}
-	return Reply{v: v}
+	return v
 }
 
 // refused is what a server said it did not run.
@@ -165,7 +165,7 @@ type Batch struct {
 
 // Add appends a command.
 func (b *Batch) Add(args ...any) {
-	k := kindOf(args)
+	k := traitsOf(args)
 	if k.changesState() || k.blocks() {
 		b.fail(fmt.Errorf("%w: command %d of a batch", ErrState, b.n+1))
 		return
@@ -198,7 +198,7 @@ func (b *Batch) Reset() { b.buf, b.n, b.err = b.buf[:0], 0, nil }
 // Run sends a batch and returns the reply to each of its commands, one of which may be
 // an error of its own. err is why there are not all: then the replies that are missing
 // have it too.
-func (r *Client) Run(ctx context.Context, b *Batch) ([]Reply, error) {
+func (r *Client) Run(ctx context.Context, b *Batch) ([]Value, error) {
 	if b.err != nil || b.n == 0 {
 		return nil, b.err
 	}
@@ -211,12 +211,9 @@ func (b *Batch) request() pipeline.Request {
 	return pipeline.Request{Encode: func(dst []byte, _ uint64) ([]byte, error) { return append(dst, b.buf...), nil }}
 }
 
-func replies(values []Value, n int, err error) []Reply {
-	out := make([]Reply, len(values))
-	for i, v := range values {
-		if out[i] = (Reply{v: v}); i >= n {
-			out[i] = Reply{err: err}
-		}
+func replies(values []Value, n int, err error) []Value {
+	for i := n; i < len(values); i++ {
+		values[i] = failure(err)
 	}
-	return out
+	return values
 }

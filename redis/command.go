@@ -2,136 +2,157 @@ package redis
 
 import (
 	"errors"
+	"fmt"
+	"math"
 	"reflect"
+	"strconv"
 	"strings"
-
-	"github.com/holdfast-net/holdfast"
 )
 
-// kind is what matters about a command before it is sent.
-type kind uint8
+// maxArgs is the most that Redis before 7 takes; it closes the connection on more, and
+// with it what others have under way there.
+const maxArgs = 1 << 20
 
-const (
-	reads  kind = 1 << iota // it changes nothing, so that it may run twice
-	waits                   // it blocks the connection, for as long as it likes
-	states                  // it changes the state of the connection
-)
-
-func (k kind) blocks() bool       { return k&waits != 0 }
-func (k kind) changesState() bool { return k&states != 0 }
-
-func (k kind) safety() holdfast.Safety {
-	if k&reads != 0 {
-		return holdfast.Idempotent
+// appendCommand appends a command to dst: an array of strings, whatever bytes they are.
+// The first argument is its name, a string. Others are strings, []byte, integers and
+// floats of any size, or bool, which is 1 or 0.
+//
+// Anything else is an error that names its type, and dst is returned as it was: nil and
+// pointers have no text, a type with a name of its own may mean another one than its
+// kind has, and of a time.Duration only the caller knows whether this command counts
+// seconds or milliseconds.
+//
+// It lets no argument escape, so that a call with a few numbers allocates nothing.
+func appendCommand(dst []byte, args []any) ([]byte, error) {
+	if err := checkCommand(args); err != nil {
+		return dst, err
 	}
-	return holdfast.Unsafe
+	start := len(dst)
+	dst = appendLength(dst, '*', len(args))
+	for i, arg := range args {
+		more, err := appendArg(dst, arg)
+		if err != nil {
+			return dst[:start], fmt.Errorf("redis: argument %d of %s %w", i, nameOf(args), err)
+		}
+		dst = more
+	}
+	return dst, nil
 }
 
-// commands are those that are not like most. What reads is what Redis 7.0 itself flags
-// as "readonly", and a few that do nothing at all; TestReadOnlyCommands asks a server.
-var commands = map[string]kind{}
-
-func init() {
-	for k, names := range map[kind]string{
-		reads: `BITCOUNT BITFIELD_RO BITPOS DBSIZE DUMP EVALSHA_RO EVAL_RO EXISTS EXPIRETIME FCALL_RO GEODIST GEOHASH
-			GEOPOS GEORADIUSBYMEMBER_RO GEORADIUS_RO GEOSEARCH GET GETBIT GETRANGE HEXISTS HGET HGETALL HKEYS HLEN HMGET
-			HRANDFIELD HSCAN HSTRLEN HVALS KEYS LCS LINDEX LLEN LOLWUT LPOS LRANGE MGET PEXPIRETIME PFCOUNT PTTL RANDOMKEY
-			SCAN SCARD SDIFF SINTER SINTERCARD SISMEMBER SMEMBERS SMISMEMBER SORT_RO SRANDMEMBER SSCAN STRLEN SUBSTR SUNION
-			TOUCH TTL TYPE XLEN XPENDING XRANGE XREVRANGE ZCARD ZCOUNT ZDIFF ZINTER ZINTERCARD ZLEXCOUNT ZMSCORE ZRANDMEMBER
-			ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANGEBYLEX ZREVRANGEBYSCORE ZREVRANK ZSCAN ZSCORE ZUNION
-			PING ECHO TIME INFO ROLE LASTSAVE`,
-		waits:          `BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN WAIT WAITAOF SAVE SHUTDOWN`,
-		waits | states: `MONITOR SYNC PSYNC`,
-		states: `SELECT AUTH HELLO MULTI EXEC DISCARD WATCH UNWATCH SUBSCRIBE UNSUBSCRIBE PSUBSCRIBE PUNSUBSCRIBE SSUBSCRIBE
-			SUNSUBSCRIBE RESET QUIT READONLY READWRITE ASKING`,
-	} {
-		for name := range strings.FieldsSeq(names) {
-			commands[name] = k
-		}
+func checkCommand(args []any) error {
+	if len(args) == 0 {
+		return errors.New("redis: a command without a name")
 	}
+	if _, ok := args[0].(string); !ok {
+		return fmt.Errorf("redis: the name of a command is a %s and must be a string", typeOf(args[0]))
+	}
+	if len(args) > maxArgs {
+		return fmt.Errorf("redis: %d arguments of %s where %d are the most", len(args), nameOf(args), maxArgs)
+	}
+	return nil
 }
 
-// kindOf looks at a command, and at the words that change what it is.
-func kindOf(args []any) kind {
-	var name, word [24]byte
-	switch n := upper(&name, args, 0); string(name[:n]) {
-	case "CLIENT":
-		n := upper(&word, args, 1)
-		switch string(word[:n]) {
-		case "REPLY", "TRACKING", "CACHING", "SETNAME", "SETINFO", "NO-EVICT", "NO-TOUCH":
-			return states
-		}
-		return 0
-	case "DEBUG":
-		if n := upper(&word, args, 1); string(word[:n]) == "SLEEP" {
-			return waits
-		}
-		return 0
-	case "XREAD", "XREADGROUP":
-		for i := 1; i < len(args); i++ {
-			n := upper(&word, args, i)
-			switch string(word[:n]) {
-			case "BLOCK":
-				return waits
-			case "STREAMS":
-				i = len(args)
-			}
-		}
-		if n == len("XREAD") {
-			return reads
-		}
-		return 0
-	default:
-		return commands[string(name[:n])]
-	}
-}
-
-// upper puts a word in capitals into buf; longer ones are none that we know.
-func upper(buf *[24]byte, args []any, i int) (n int) {
-	if i >= len(args) {
-		return 0
-	}
-	switch s := args[i].(type) {
+func appendArg(dst []byte, arg any) ([]byte, error) {
+	switch a := arg.(type) {
 	case string:
-		n = copy(buf[:], s)
-		if len(s) > len(buf) {
-			return 0
-		}
+		return appendString(dst, a)
 	case []byte:
-		n = copy(buf[:], s)
-		if len(s) > len(buf) {
-			return 0
+		return appendString(dst, a)
+	case int:
+		return appendInt(dst, int64(a)), nil
+	case int64:
+		return appendInt(dst, a), nil
+	case int32:
+		return appendInt(dst, int64(a)), nil
+	case int16:
+		return appendInt(dst, int64(a)), nil
+	case int8:
+		return appendInt(dst, int64(a)), nil
+	case uint:
+		return appendUint(dst, uint64(a)), nil
+	case uint64:
+		return appendUint(dst, a), nil
+	case uint32:
+		return appendInt(dst, int64(a)), nil
+	case uint16:
+		return appendInt(dst, int64(a)), nil
+	case uint8:
+		return appendInt(dst, int64(a)), nil
+	case float64:
+		return appendDouble(dst, a, 64), nil
+	case float32:
+		return appendDouble(dst, float64(a), 32), nil
+	case bool:
+		if a {
+			return appendInt(dst, 1), nil
 		}
+		return appendInt(dst, 0), nil
 	}
-	for j, c := range buf[:n] {
-		if 'a' <= c && c <= 'z' {
-			buf[j] = c - 'a' + 'A'
-		}
-	}
-	return n
+	return dst, fmt.Errorf("is a %s; strings, []byte, numbers and bool can be sent", typeOf(arg))
 }
 
-// notRun reports an error by which a server says that it did not run the command. It is
-// to be asked about single commands only: within a script, or in EXEC, others have run.
-func notRun(err error) bool {
-	e, ok := errors.AsType[*Error](err)
-	if !ok {
-		return false
+func appendString[S string | []byte](dst []byte, s S) ([]byte, error) {
+	if len(s) > maxString {
+		return dst, fmt.Errorf("has %d bytes where %d are the most", len(s), maxString)
 	}
-	switch e.Code {
-	case "LOADING", "MASTERDOWN", "READONLY", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS":
-		return !strings.Contains(e.Msg, "script")
-	}
-	return false
+	dst = appendLength(dst, '$', len(s))
+	dst = append(dst, s...)
+	return append(dst, '\r', '\n'), nil
 }
 
-// demoted reports that the server was the primary, and is not any more.
-func demoted(err error) bool {
-	e, ok := errors.AsType[*Error](err)
-	return ok && e.Code == "READONLY"
+func appendLength(dst []byte, kind byte, n int) []byte {
+	if n < 10 {
+		return append(dst, kind, byte('0'+n), '\r', '\n')
+	}
+	dst = strconv.AppendInt(append(dst, kind), int64(n), 10)
+	return append(dst, '\r', '\n')
 }
 
-// typeOf names the type of an argument that cannot be sent.
+func appendInt(dst []byte, n int64) []byte {
+	if 0 <= n && n < 10 {
+		return append(dst, '$', '1', '\r', '\n', byte('0'+n), '\r', '\n')
+	}
+	var text [20]byte
+	return appendNumber(dst, strconv.AppendInt(text[:0], n, 10))
+}
+
+func appendUint(dst []byte, n uint64) []byte {
+	var text [20]byte
+	return appendNumber(dst, strconv.AppendUint(text[:0], n, 10))
+}
+
+func appendDouble(dst []byte, f float64, bits int) []byte {
+	var text [32]byte
+	return appendNumber(dst, appendFloat(text[:0], f, bits))
+}
+
+func appendNumber(dst, text []byte) []byte {
+	dst = appendLength(dst, '$', len(text))
+	dst = append(dst, text...)
+	return append(dst, '\r', '\n')
+}
+
+// appendFloat writes the shortest decimal that is the same number when it is read, and
+// inf, -inf and nan as Redis does.
+func appendFloat(dst []byte, f float64, bits int) []byte {
+	switch {
+	case math.IsInf(f, 1):
+		return append(dst, "inf"...)
+	case math.IsInf(f, -1):
+		return append(dst, "-inf"...)
+	case math.IsNaN(f):
+		return append(dst, "nan"...)
+	}
+	return strconv.AppendFloat(dst, f, 'g', -1, bits)
+}
+
+// nameOf is a copy, for an error that keeps the name would make all arguments escape.
+func nameOf(args []any) string {
+	name, _ := args[0].(string)
+	return strings.Clone(name[:min(len(name), 32)])
+}
+
+// typeOf looks at the type alone, which does not make arg escape.
 func typeOf(arg any) string {
 	if arg == nil {
 		return "nil"

@@ -32,8 +32,8 @@ func (r *Client) Exclusive(ctx context.Context) (*Conn, error) {
 
 // Do sends any command and waits for its one reply; what blocks is bounded by ctx
 // alone. SUBSCRIBE and MONITOR have no such reply: see [Client.Subscribe].
-func (c *Conn) Do(ctx context.Context, args ...any) Reply {
-	k := kindOf(args)
+func (c *Conn) Do(ctx context.Context, args ...any) Value {
+	k := traitsOf(args)
 	req := pipeline.Request{Encode: func(dst []byte, _ uint64) ([]byte, error) { return appendCommand(dst, args) }}
 	if k.blocks() {
 		req.Slow = -1
@@ -60,7 +60,7 @@ type Tx struct {
 }
 
 // Do sends a command at once, to read what the transaction depends on.
-func (tx *Tx) Do(ctx context.Context, args ...any) Reply { return tx.c.Do(ctx, args...) }
+func (tx *Tx) Do(ctx context.Context, args ...any) Value { return tx.c.Do(ctx, args...) }
 
 // Add appends a command to those that will be run together.
 func (tx *Tx) Add(args ...any) { tx.queue.Add(args...) }
@@ -75,7 +75,7 @@ const maxConflicts = 16
 // commands. The keys in watch are watched while prepare reads them; if one changes
 // before the end, nothing is run and prepare is called again, 16 times at most. An
 // error of prepare ends it without running anything.
-func (r *Client) Tx(ctx context.Context, watch []string, prepare func(tx *Tx) error) ([]Reply, error) {
+func (r *Client) Tx(ctx context.Context, watch []string, prepare func(tx *Tx) error) ([]Value, error) {
 	for attempt := 0; ; attempt++ {
 		replies, err := r.tryTx(ctx, watch, prepare)
 		if !errors.Is(err, ErrConflict) || attempt == maxConflicts-1 {
@@ -89,7 +89,7 @@ func (r *Client) Tx(ctx context.Context, watch []string, prepare func(tx *Tx) er
 	}
 }
 
-func (r *Client) tryTx(ctx context.Context, watch []string, prepare func(tx *Tx) error) (out []Reply, err error) {
+func (r *Client) tryTx(ctx context.Context, watch []string, prepare func(tx *Tx) error) (out []Value, err error) {
 	c, err := r.Exclusive(ctx)
 	if err != nil {
 		return nil, err
@@ -133,7 +133,7 @@ func (c *Conn) finish(ctx context.Context, watched bool) {
 }
 
 // exec sends MULTI, the commands and EXEC in one piece.
-func (c *Conn) exec(ctx context.Context, b *Batch) ([]Reply, error) {
+func (c *Conn) exec(ctx context.Context, b *Batch) ([]Value, error) {
 	var all Batch
 	all.add([]any{"MULTI"})
 	all.buf = append(all.buf, b.buf...)
@@ -149,7 +149,7 @@ func (c *Conn) exec(ctx context.Context, b *Batch) ([]Reply, error) {
 			return nil, err // what could not even be queued: EXEC says only that
 		}
 	}
-	results, err := Reply{v: values[len(values)-1]}.Values()
+	results, err := values[len(values)-1].Values()
 	switch {
 	case errors.Is(err, Nil):
 		return nil, ErrConflict
@@ -166,7 +166,7 @@ func (c *Conn) exec(ctx context.Context, b *Batch) ([]Reply, error) {
 // as it comes, however large it is. It returns how many bytes it copied. Nil is an
 // error, as everywhere.
 func (r *Client) ReadTo(ctx context.Context, w io.Writer, args ...any) (n int64, err error) {
-	if kindOf(args).changesState() {
+	if traitsOf(args).changesState() {
 		return 0, ErrState
 	}
 	x, err := r.shared.Exclusive(ctx)

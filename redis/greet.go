@@ -119,11 +119,11 @@ func (g *greeting) role() error {
 	if err != nil {
 		return err
 	}
-	parts, err := Reply{v: v}.Values()
+	parts, err := v.Values()
 	if err != nil || len(parts) == 0 {
 		return fmt.Errorf("redis: ROLE: %w", cmp.Or(err, errNoRole))
 	}
-	if is, _ := (Reply{v: parts[0]}).Text(); is != want {
+	if is, _ := parts[0].Text(); is != want {
 		return fmt.Errorf("redis: the server is a %s, and a %s is wanted", clip(is), want)
 	}
 	return nil

@@ -60,8 +60,8 @@ func (r *Client) page(ctx context.Context, args []any) (elements []string, next 
 	if len(parts) != 2 {
 		return nil, "", fmt.Errorf("redis: a page of a scan has %d parts", len(parts))
 	}
-	if next, err = (Reply{v: parts[0]}).Text(); err == nil {
-		elements, err = Reply{v: parts[1]}.Strings()
+	if next, err = parts[0].Text(); err == nil {
+		elements, err = parts[1].Strings()
 	}
 	return elements, next, err
 }

@@ -18,7 +18,7 @@ func NewScript(source string) *Script {
 
 // Eval runs a script: by its digest, and by its source where the server does not know
 // it yet.
-func (r *Client) Eval(ctx context.Context, s *Script, keys []string, args ...any) Reply {
+func (r *Client) Eval(ctx context.Context, s *Script, keys []string, args ...any) Value {
 	rep := r.Do(ctx, s.command("EVALSHA", s.sha, keys, args)...)
 	if e, ok := errors.AsType[*Error](rep.Err()); ok && e.Code == "NOSCRIPT" {
 		return r.Do(ctx, s.command("EVAL", s.source, keys, args)...)

@@ -87,7 +87,7 @@ func (s *Sentinel) replicas(ctx context.Context, r *Client) (found []holdfast.En
 		return nil, err
 	}
 	for _, one := range all {
-		about, err := Reply{v: one}.Map()
+		about, err := one.Map()
 		if err != nil {
 			return nil, err
 		}

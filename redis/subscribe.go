@@ -273,7 +273,7 @@ func (s *Subscription) receive(ctx context.Context) (Message, error) {
 // messageOf reads what the server sent: a push, or in RESP2 an array. What is no
 // message acknowledges something.
 func messageOf(v Value) (m Message, ok bool) {
-	parts, err := Reply{v: v}.Strings()
+	parts, err := v.Strings()
 	if err != nil || len(parts) == 0 {
 		return m, false
 	}

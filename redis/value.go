@@ -1,307 +1,212 @@
 package redis
 
 import (
-	"errors"
-	"fmt"
 	"math"
 	"strconv"
-	"strings"
+	"unsafe"
 )
 
-// Nil is that there is no such value: the null of both protocols. Match it with
-// errors.Is.
+// A Value is what a server said to a command, or why it said nothing: a string, a
+// number, a list of Values, an error … The zero Value is null. Values are immutable,
+// small, and safe for concurrent use; they are not comparable.
 //
-//lint:ignore ST1012 every Go user of Redis looks for it by this name.
-var Nil = errors.New("redis: nil")
-
-// Error is what a server said instead of an answer.
-type Error struct {
-	Code string // its first word, such as WRONGTYPE or ERR; "" where that is no code
-	Msg  string // the rest
+// A Value is converted to what the caller expects: [Value.Text], [Value.Int],
+// [Value.Map] and so on. All conversions follow the same rules:
+//
+//   - A failed command fails them, with the error that [Value.Err] returns. Null is such
+//     an error, [Nil], so that what is not there is never an empty string or 0.
+//   - They take what RESP2 and RESP3 say for the same thing: a map is also a flat array
+//     of keys and values, a set is an array, a number may be written as a string, true
+//     is 1.
+//   - What does not fit is a [*TypeError]. It concerns this Value alone: the connection
+//     has long gone on.
+type Value struct {
+	_    [0]func()      // == would compare addresses
+	ptr  unsafe.Pointer // to the bytes, to the elements, or to the error
+	num  int64          // how many there are; an integer; the bits of a double
+	kind Kind           // 0 is null
 }
 
-func (e *Error) Error() string { return "redis: " + clip(strings.TrimLeft(e.Code+" "+e.Msg, " ")) }
-
-// parseError reads the line of an error.
-func parseError(line string) *Error {
-	code, msg, _ := strings.Cut(line, " ")
-	if code == "" || strings.ToUpper(code) != code {
-		return &Error{"", line}
-	}
-	return &Error{code, msg}
-}
-
-// clip makes what a server wrote fit for a line of a log.
-func clip(s string) string {
-	const most = 512
-	if len(s) > most {
-		s = s[:most] + "…"
-	}
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, s)
-}
-
-// Kind is what a Value is.
-type Kind uint8
+// Kind is the type of a Value: the character that announces it in RESP.
+type Kind byte
 
 const (
-	KindNil      Kind = iota
-	KindString        // simple or bulk
-	KindInt           //
-	KindFloat         // of RESP3; RESP2 has a string
-	KindBool          // of RESP3; RESP2 has 0 and 1
-	KindBig           // an integer of any length
-	KindVerbatim      // text with a format, which is dropped
-	KindError         //
-	KindArray         //
-	KindMap           // keys and values in turn
-	KindSet           //
-	KindPush          // what a server sends by itself
+	KindNull      Kind = '_' // also $-1 and *-1
+	KindStatus    Kind = '+' // a string without line breaks, such as OK
+	KindString    Kind = '$' // any bytes
+	KindError     Kind = '-' // and !; also a Value that is there instead of a reply
+	KindInt       Kind = ':'
+	KindDouble    Kind = ','
+	KindBool      Kind = '#'
+	KindBigNumber Kind = '(' // an integer of any size; its Text is what math/big reads
+	KindVerbatim  Kind = '=' // a string to be shown; its format, txt or mkd, is not kept
+	KindArray     Kind = '*'
+	KindSet       Kind = '~'
+	KindMap       Kind = '%'
+	KindPush      Kind = '>' // what the server says unasked
+
+	// failed is an error that is not a server's.
+	failed Kind = 'x'
 )
 
+// String is the name of the type.
 func (k Kind) String() string {
-	names := [...]string{"nil", "string", "int", "float", "bool", "big number", "verbatim text", "error", "array", "map", "set", "push"}
-	if int(k) < len(names) {
-		return names[k]
+	switch k {
+	case KindNull:
+		return "null"
+	case KindStatus:
+		return "status"
+	case KindString:
+		return "string"
+	case KindError:
+		return "error"
+	case KindInt:
+		return "integer"
+	case KindDouble:
+		return "double"
+	case KindBool:
+		return "boolean"
+	case KindBigNumber:
+		return "big number"
+	case KindVerbatim:
+		return "verbatim string"
+	case KindArray:
+		return "array"
+	case KindSet:
+		return "set"
+	case KindMap:
+		return "map"
+	case KindPush:
+		return "push"
 	}
-	return "kind " + strconv.Itoa(int(k))
+	return strconv.QuoteRune(rune(k))
 }
 
-// Value is what a server sent: one scalar, or a tree of them. The zero Value is nil. It
-// is immutable and safe for concurrent use.
-type Value struct {
-	kind  Kind
-	n     int64   // an int or a bool, the bits of a float
-	s     string  // a string, a number of any length, an error
-	elems []Value // of an aggregate
+// Kind returns the type that the server gave the Value. It depends on the protocol:
+// what is a map in RESP3 is an array in RESP2.
+func (v Value) Kind() Kind {
+	switch v.kind {
+	case 0:
+		return KindNull
+	case failed:
+		return KindError
+	}
+	return v.kind
 }
 
-// Kind returns what it is.
-func (v Value) Kind() Kind { return v.kind }
+func intOf(n int64) Value { return Value{kind: KindInt, num: n} }
 
-// Err returns the error that it is, else nil.
+func doubleOf(f float64) Value { return Value{kind: KindDouble, num: int64(math.Float64bits(f))} }
+
+func boolOf(b bool) Value {
+	if b {
+		return Value{kind: KindBool, num: 1}
+	}
+	return Value{kind: KindBool}
+}
+
+// textOf is a Value of a kind whose content is a string.
+func textOf(kind Kind, s string) Value {
+	return Value{kind: kind, ptr: unsafe.Pointer(unsafe.StringData(s)), num: int64(len(s))}
+}
+
+// aggregateOf is a Value with elements; a map has keys and values in turn. They are the
+// Value's from now on.
+func aggregateOf(kind Kind, elements []Value) Value {
+	return Value{kind: kind, ptr: unsafe.Pointer(unsafe.SliceData(elements)), num: int64(len(elements))}
+}
+
+// errorValue is what a server sent as an error.
+func errorValue(s string) Value { return Value{kind: KindError, ptr: unsafe.Pointer(parseError(s))} }
+
+// failure is the Value of a command that has no reply, and why: err, which is not nil.
+func failure(err error) Value { return Value{kind: failed, ptr: unsafe.Pointer(&err)} }
+
+// The content of a Value, each for the kinds that have it.
+func (v Value) text() string      { return unsafe.String((*byte)(v.ptr), v.num) }
+func (v Value) elements() []Value { return unsafe.Slice((*Value)(v.ptr), v.num) }
+func (v Value) double() float64   { return math.Float64frombits(uint64(v.num)) }
+
+// Err returns why there is nothing to convert: an [*Error] of the server, what became of
+// a command that has no reply, or [Nil]. It is nil where there is a value.
 func (v Value) Err() error {
-	if v.kind != KindError {
-		return nil
-	}
-	return parseError(v.s)
-}
-
-// String writes a Value for people, and not all of a large one.
-func (v Value) String() string {
 	switch v.kind {
-	case KindNil:
-		return "nil"
-	case KindArray, KindMap, KindSet, KindPush:
-		return fmt.Sprintf("%s of %d", v.kind, len(v.elems))
-	}
-	s, _ := v.text()
-	if v.kind == KindInt || v.kind == KindFloat {
-		return s
-	}
-	if len(s) > 64 {
-		return fmt.Sprintf("%q… (%d bytes)", s[:64], len(s))
-	}
-	return strconv.Quote(s)
-}
-
-func (v Value) float() float64 { return math.Float64frombits(uint64(v.n)) }
-
-// text is a scalar as RESP2 would write it.
-func (v Value) text() (string, bool) {
-	switch v.kind {
-	case KindString, KindVerbatim, KindBig, KindError:
-		return v.s, true
-	case KindInt, KindBool:
-		return strconv.FormatInt(v.n, 10), true
-	case KindFloat:
-		return formatFloat(v.float()), true
-	}
-	return "", false
-}
-
-func formatFloat(f float64) string {
-	switch {
-	case math.IsInf(f, 1):
-		return "inf"
-	case math.IsInf(f, -1):
-		return "-inf"
-	case math.IsNaN(f):
-		return "nan"
-	}
-	return strconv.FormatFloat(f, 'g', -1, 64)
-}
-
-// Reply is the answer to a command, or why there is none. Its conversions return that
-// reason, the server's own [*Error], [Nil] for a null, or a [*ConvertError]. They take
-// what RESP2 and RESP3 say for the same thing.
-type Reply struct {
-	v   Value
-	err error
-}
-
-// ConvertError is that a value is not what it was asked for as.
-type ConvertError struct {
-	Kind Kind   // what it is
-	Want string // what it was to be
-}
-
-func (e *ConvertError) Error() string {
-	return fmt.Sprintf("redis: the reply is a %s, and not %s", e.Kind, e.Want)
-}
-
-func (r Reply) not(want string) error { return &ConvertError{r.v.kind, want} }
-
-// Err returns why there is no value: the transport's reason, the server's error, or Nil.
-func (r Reply) Err() error {
-	switch {
-	case r.err != nil:
-		return r.err
-	case r.v.kind == KindError:
-		return parseError(r.v.s)
-	case r.v.kind == KindNil:
+	case 0:
 		return Nil
+	case KindError:
+		return (*Error)(v.ptr)
+	case failed:
+		return *(*error)(v.ptr)
 	}
 	return nil
 }
 
-// Value returns the value as it came, nil and errors included; err is the transport's.
-func (r Reply) Value() (Value, error) { return r.v, r.err }
+// What String shows of a Value at most: the bytes of a string, and of all.
+const (
+	previewText = 48
+	previewAll  = 256
+)
 
-// Text returns a scalar as a string.
-func (r Reply) Text() (string, error) {
-	if err := r.Err(); err != nil {
-		return "", err
-	}
-	s, ok := r.v.text()
-	if !ok {
-		return "", r.not("a text")
-	}
-	return s, nil
-}
+// String shows the start of a Value, for logs and tests: at most 48 bytes of a string,
+// and 256 or so of all. It is no conversion; see [Value.Text].
+func (v Value) String() string { return string(v.preview(nil)) }
 
-// Bytes returns a scalar as bytes of the caller's own.
-func (r Reply) Bytes() ([]byte, error) {
-	s, err := r.Text()
-	if err != nil {
-		return nil, err
-	}
-	return []byte(s), nil
-}
+// GoString is String: a Value is not shown in full by any verb.
+func (v Value) GoString() string { return "redis.Value(" + v.String() + ")" }
 
-// Int returns an integer, or a string that is one.
-func (r Reply) Int() (int64, error) {
-	if err := r.Err(); err != nil {
-		return 0, err
-	}
-	switch r.v.kind {
-	case KindInt, KindBool:
-		return r.v.n, nil
-	case KindString, KindBig, KindVerbatim:
-		if n, err := strconv.ParseInt(r.v.s, 10, 64); err == nil {
-			return n, nil
-		}
-	}
-	return 0, r.not("an integer of 64 bits")
-}
-
-// Float returns a number, or a string that is one.
-func (r Reply) Float() (float64, error) {
-	if err := r.Err(); err != nil {
-		return 0, err
-	}
-	switch r.v.kind {
-	case KindFloat:
-		return r.v.float(), nil
+// preview goes as deep as the decoder does, 64 levels at most.
+func (v Value) preview(b []byte) []byte {
+	switch v.kind {
+	case 0:
+		return append(b, "null"...)
+	case KindError, failed:
+		text := v.Err().Error()
+		b = append(b, "error("...)
+		return append(quotePreview(b, text), ')')
 	case KindInt:
-		return float64(r.v.n), nil
-	case KindString, KindBig, KindVerbatim:
-		if f, ok := parseFloat(r.v.s); ok {
-			return f, nil
+		return strconv.AppendInt(b, v.num, 10)
+	case KindDouble:
+		return appendFloat(b, v.double(), 64)
+	case KindBool:
+		return strconv.AppendBool(b, v.num == 1)
+	case KindBigNumber:
+		if v.num <= previewText {
+			return append(b, v.text()...)
 		}
+	case KindArray, KindSet, KindMap, KindPush:
+		return v.previewElements(b)
 	}
-	return 0, r.not("a number")
+	return quotePreview(b, v.text())
 }
 
-// Bool returns a boolean, a 1 or a 0, or true for OK.
-func (r Reply) Bool() (bool, error) {
-	if err := r.Err(); err != nil {
-		return false, err
+func (v Value) previewElements(b []byte) []byte {
+	if v.kind != KindArray {
+		b = append(b, v.kind.String()...)
 	}
-	switch {
-	case (r.v.kind == KindBool || r.v.kind == KindInt) && (r.v.n == 0 || r.v.n == 1):
-		return r.v.n == 1, nil
-	case r.v.kind == KindString && (r.v.s == "1" || r.v.s == "OK"):
-		return true, nil
-	case r.v.kind == KindString && r.v.s == "0":
-		return false, nil
-	}
-	return false, r.not("a boolean")
-}
-
-// Values returns the elements of an aggregate, each as a reply of its own: those of a
-// map are keys and values in turn.
-func (r Reply) Values() ([]Value, error) {
-	if err := r.Err(); err != nil {
-		return nil, err
-	}
-	if !r.v.kind.aggregate() {
-		return nil, r.not("an array")
-	}
-	return r.v.elems, nil
-}
-
-func (k Kind) aggregate() bool {
-	return k == KindArray || k == KindMap || k == KindSet || k == KindPush
-}
-
-// Reply makes a reply of a value, to convert it.
-func (v Value) Reply() Reply { return Reply{v: v} }
-
-// Strings returns the elements of an aggregate of scalars; a nil among them is "".
-func (r Reply) Strings() ([]string, error) {
-	elems, err := r.Values()
-	if err != nil {
-		return nil, err
-	}
-	out := make([]string, len(elems))
-	for i, v := range elems {
-		s, ok := v.text()
-		if v.kind == KindError {
-			return nil, v.Err()
+	b = append(b, '[')
+	for i, e := range v.elements() {
+		switch {
+		case i > 0 && v.kind == KindMap && i%2 == 1:
+			b = append(b, ':')
+		case i > 0:
+			b = append(b, ' ')
 		}
-		if !ok && v.kind != KindNil {
-			return nil, v.Reply().not("a text, as an element")
+		if len(b) > previewAll {
+			b = append(b, "… "...)
+			b = strconv.AppendInt(b, v.num-int64(i), 10)
+			b = append(b, " more"...)
+			break
 		}
-		out[i] = s
+		b = e.preview(b)
 	}
-	return out, nil
+	return append(b, ']')
 }
 
-// Map returns a map of scalars, or an array that has keys and values in turn.
-func (r Reply) Map() (map[string]string, error) {
-	flat, err := r.Strings()
-	if err != nil {
-		return nil, err
+func quotePreview(b []byte, s string) []byte {
+	if len(s) <= previewText {
+		return strconv.AppendQuote(b, s)
 	}
-	if r.v.kind == KindSet || len(flat)%2 != 0 {
-		return nil, r.not("a map")
-	}
-	out := make(map[string]string, len(flat)/2)
-	for i := 0; i < len(flat); i += 2 {
-		out[flat[i]] = flat[i+1]
-	}
-	return out, nil
-}
-
-// String is for people: the value, or the error.
-func (r Reply) String() string {
-	if r.err != nil {
-		return r.err.Error()
-	}
-	return r.v.String()
+	b = append(strconv.AppendQuote(b, s[:previewText]), "…("...)
+	b = strconv.AppendInt(b, int64(len(s)), 10)
+	return append(b, " bytes)"...)
 }
