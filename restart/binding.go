@@ -68,9 +68,10 @@ const (
 
 // bound is one thing that is passed from generation to generation.
 type bound struct {
-	kind kind
-	name string
-	addr addr.Address // of a socket
+	kind  kind
+	name  string
+	first *bound       // of the same Bind; nil of a file
+	addr  addr.Address // of a socket
 
 	server Server
 	packet PacketServer
@@ -86,9 +87,9 @@ type bound struct {
 
 // Bind serves srv on each of the addresses: tcp://host:port, unix:/path?mode=0660
 // or unix:@abstract. An address may be given a name, as in "web=tcp://:8080"; else
-// it is its own name. In a restart a socket is passed on when its name and address
-// are unchanged; a new one is bound, and one that is no longer wanted is closed
-// when the restart is committed.
+// it is its own name. In a restart a socket is passed on when its address is
+// unchanged; a new one is bound, one that is no longer wanted is closed when the restart
+// is committed, and then another name or mode holds.
 func Bind(srv Server, addrs ...string) Binding {
 	return binding(addrs, kindStream, func(b *bound) { b.server = srv }, "tcp", "unix")
 }
@@ -115,6 +116,7 @@ func binding(addrs []string, k kind, fill func(*bound), networks ...string) (out
 		}
 		fill(b)
 		out.bounds = append(out.bounds, b)
+		b.first = out.bounds[0]
 	}
 	return out
 }

@@ -2,6 +2,8 @@ package restart
 
 import (
 	"bufio"
+	"crypto/rand"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -15,17 +17,30 @@ import (
 
 // dieWithParent has the kernel ask the command to stop when the supervisor is gone,
 // for it has no link to notice that by. The kernel means the thread that started it;
-// Go ends no thread that was not locked.
-func dieWithParent(sig os.Signal) {
+// Go ends no thread that was not locked. One that has gone before is not told of.
+func dieWithParent(sig os.Signal, parent int) error {
 	if n, ok := sig.(syscall.Signal); ok {
 		unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(n), 0, 0, 0)
 	}
+	if os.Getppid() != parent {
+		return errOrphaned
+	}
+	return nil
+}
+
+// waitGroup waits for a process, and ends what is left of its group before that number
+// can be another's.
+func waitGroup(p *os.Process) (*os.ProcessState, error) {
+	for unix.Waitid(unix.P_PID, p.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	unix.Kill(-p.Pid, unix.SIGKILL)
+	return p.Wait()
 }
 
 func dup2(from, to int) error { return unix.Dup3(from, to, 0) }
 
-func notifyListener(g *generation) (*net.UnixConn, string, error) {
-	path := fmt.Sprintf("@holdfast-%d-%d", os.Getpid(), g.id)
+func notifyListener() (*net.UnixConn, string, error) {
+	path := "@holdfast-" + rand.Text() // that nobody else has first
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		return nil, "", err
@@ -41,19 +56,28 @@ func notifyListener(g *generation) (*net.UnixConn, string, error) {
 	return conn, path, nil
 }
 
-// trusted reports whether the sender is this user, or root: anybody may write to an
-// abstract socket.
-func trusted(oob []byte) bool {
+// trusted fails unless the sender is this user, root, or of the command's group, which
+// may have changed its user: anybody may write to an abstract socket.
+func trusted(oob []byte, leader int) error {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return false
+		return err
 	}
 	for i := range messages {
-		if cred, err := unix.ParseUnixCredentials(&messages[i]); err == nil {
-			return int(cred.Uid) == os.Getuid() || cred.Uid == 0
+		cred, err := unix.ParseUnixCredentials(&messages[i])
+		if err != nil {
+			continue
 		}
+		pid := int(cred.Pid)
+		if int(cred.Uid) == os.Getuid() || cred.Uid == 0 || pid == leader {
+			return nil
+		}
+		if group, err := unix.Getpgid(pid); err == nil && group == leader {
+			return nil
+		}
+		return fmt.Errorf("process %d of user %d is not of the command's", pid, cred.Uid)
 	}
-	return false
+	return errors.New("who sent it is not known")
 }
 
 // groupHas reports whether a process of the group has the server's end of a

@@ -3,7 +3,7 @@
 package restart
 
 import (
-	"fmt"
+	"crypto/rand"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,12 +12,19 @@ import (
 )
 
 // Elsewhere a command outlives its supervisor.
-func dieWithParent(os.Signal) {}
+func dieWithParent(os.Signal, int) error { return nil }
+
+// waitGroup waits for a process, and ends what is left of its group.
+func waitGroup(p *os.Process) (*os.ProcessState, error) {
+	state, err := p.Wait()
+	unix.Kill(-p.Pid, unix.SIGKILL)
+	return state, err
+}
 
 func dup2(from, to int) error { return unix.Dup2(from, to) }
 
-func notifyListener(g *generation) (*net.UnixConn, string, error) {
-	path := filepath.Join(os.TempDir(), fmt.Sprintf("holdfast-%d-%d", os.Getpid(), g.id))
+func notifyListener() (*net.UnixConn, string, error) {
+	path := filepath.Join(os.TempDir(), "holdfast-"+rand.Text())
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err == nil {
 		err = os.Chmod(path, 0o600)
@@ -26,7 +33,7 @@ func notifyListener(g *generation) (*net.UnixConn, string, error) {
 }
 
 // The mode of the file is what says who may speak.
-func trusted([]byte) bool { return true }
+func trusted([]byte, int) error { return nil }
 
 // Whose a connection is cannot be told here; that it is accepted must do.
 func groupHas(int, int, int) bool { return true }

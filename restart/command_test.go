@@ -4,12 +4,16 @@ package restart_test
 
 import (
 	"fmt"
+	"net"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/holdfast-net/holdfast/restart"
 )
 
 // A program in any language is restarted without a connection refused or lost, however
@@ -29,7 +33,7 @@ func TestCommandIsRestarted(t *testing.T) {
 			s.start()
 			before := s.files()
 			tcp, unix := drive(t, 2, "tcp", addr), drive(t, 1, "unix", sock)
-			for range times(10, 100) {
+			for range times(5, 100) {
 				s.mustRestart()
 			}
 			tcp.spotless()
@@ -106,6 +110,168 @@ func TestBadCommand(t *testing.T) {
 	s.alone()
 	s.sameFiles(before)
 	s.stop()
+}
+
+// The predecessor has the same sockets, and its answers do not make a successor ready.
+func TestPredecessorAnswersForItself(t *testing.T) {
+	t.Parallel()
+	for _, ready := range []string{"port", "http=http://ADDR/"} {
+		how, _, _ := strings.Cut(ready, "=")
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			addr := freeAddr(t)
+			s := newService(t, "web=tcp://"+addr)
+			s.Command, s.CommandReady = []string{s.bin, "plain", how}, strings.ReplaceAll(ready, "ADDR", addr)
+			s.Ready = 3 * time.Second
+			s.start()
+			s.behave(mode{Fail: "never accept"})
+			l := drive(t, 2, "tcp", addr)
+			if r := s.restart(); r.OK || !strings.Contains(r.Err, "not ready within") {
+				t.Errorf("%+v", r)
+			}
+			l.spotless()
+		})
+	}
+}
+
+// A command that changes its user is still the command; whoever else says that it is
+// ready is told of, and not believed.
+func TestReadyOfAnotherUser(t *testing.T) {
+	t.Parallel()
+	setpriv, err := exec.LookPath("setpriv")
+	if err != nil || os.Getuid() != 0 {
+		t.Skip("needs setpriv, and root")
+	}
+	nobody := []string{setpriv, "--reuid", "65534", "--clear-groups"}
+	open := func(s *service) {
+		os.Chmod(s.dir, 0o755)
+		os.Chmod(filepath.Dir(program), 0o755)
+		os.Chmod(s.Mode, 0o644)
+	}
+	s := newService(t, "tcp://"+freeAddr(t))
+	open(s)
+	s.Command, s.CommandReady = append(nobody, s.bin, "plain", "notify"), "notify"
+	s.start()
+	s.stop()
+
+	liar := newService(t, "tcp://"+freeAddr(t))
+	open(liar)
+	script := `setsid setpriv --reuid 65534 --clear-groups /bin/sh -c 'LISTEN_PID=$$ exec $0 plain notify' "$0"; exec sleep 1000`
+	liar.Command = []string{"/bin/sh", "-c", script, liar.bin} // of another group
+	liar.CommandReady, liar.Ready = "notify", 2*time.Second
+	liar.launch()
+	if err := liar.exited(); err == nil {
+		t.Error("it was believed")
+	}
+	if n := liar.log.count("is not believed"); n != 1 {
+		t.Errorf("the log tells of it %d times", n)
+	}
+}
+
+// The name under which a command is to say that it is ready cannot be taken before.
+func TestNotifySocketIsNotForeseen(t *testing.T) {
+	t.Parallel()
+	s := newService(t, "tcp://"+freeAddr(t))
+	s.Command, s.CommandReady = []string{s.bin, "plain", "notify"}, "notify"
+	s.start()
+	_, _, first := s.ask("ENV NOTIFY_SOCKET")
+	for id := range 9 {
+		squat, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: fmt.Sprintf("@holdfast-%d-%d", s.pid(), id), Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer squat.Close()
+	}
+	s.mustRestart()
+	s.alone()
+	if _, _, second := s.ask("ENV NOTIFY_SOCKET"); len(second) != len(first) || second[:20] == first[:20] {
+		t.Errorf("after %s came %s", first, second)
+	}
+	s.stop()
+
+	timed := newService(t, "tcp://"+freeAddr(t))
+	timed.Command, timed.CommandReady = []string{timed.bin, "plain", "timer"}, "timer=50ms"
+	timed.start()
+	if _, _, got := timed.ask("ENV NOTIFY_SOCKET"); got != `""` {
+		t.Errorf("one that is not asked to notify has %s", got)
+	}
+	timed.stop()
+}
+
+// A command that the system does not run is the cause, although its sockets lie already
+// over what this process was made of.
+func TestCommandThatCannotBeRun(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for i := range 20 {
+		s.Addrs = append(s.Addrs, fmt.Sprintf("n%d=tcp://%s", i, freeAddr(t)))
+	}
+	script := filepath.Join(s.dir, "script")
+	s.ownFiles = append(s.ownFiles, "script")
+	os.WriteFile(script, []byte("#!/no/such/interpreter\n"), 0o755)
+	s.Command = []string{script}
+	s.launch()
+	s.exited()
+	if s.log.count("main: restart: run "+script+": no such file or directory") != 1 || s.log.count("epoll") > 0 {
+		t.Error("the cause is not told")
+	}
+	s.nothingLeft()
+}
+
+// What we had open for ourselves does not live on in a command.
+func TestCommandHasItsSocketsAlone(t *testing.T) {
+	t.Parallel()
+	s := newService(t, "tcp://"+freeAddr(t), "tcp://"+freeAddr(t))
+	s.Command, s.CommandReady = []string{"/bin/sh", "-c", "exec sleep 1000"}, "timer=300ms"
+	s.start()
+	s.until("it is there", func() bool {
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", s.worker()))
+		return strings.HasPrefix(string(line), "sleep")
+	})
+	for fd := 3; fd < 100; fd++ { // above may be what these tests were started with
+		file, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", s.worker(), fd))
+		if is, want := err == nil, fd < 3+len(s.Addrs); is != want {
+			t.Errorf("descriptor %d is %q", fd, file)
+		}
+	}
+	s.stop()
+}
+
+const impatientServer = `
+import os, signal, socket, sys, time
+times = 0
+def stop(*_):
+    global times
+    times += 1
+    print("TERM no", times, "of", os.getpid(), file=sys.stderr, flush=True)
+signal.signal(signal.SIGTERM, stop)
+n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+n.sendto(b"READY=1", "\0" + os.environ["NOTIFY_SOCKET"][1:])
+while True: time.sleep(0.05)
+`
+
+// A command that leaves is signaled once, whatever else is asked for meanwhile: many take
+// a second signal for haste.
+func TestLeavingCommandIsSignaledOnce(t *testing.T) {
+	t.Parallel()
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip(err)
+	}
+	s := newService(t, "web=tcp://"+freeAddr(t))
+	s.Command, s.CommandReady = []string{python, "-c", impatientServer}, "notify"
+	s.Drain, s.Stop = time.Second, time.Second
+	s.start()
+	first := s.worker()
+	s.mustRestart()
+	once := fmt.Sprintf("TERM no 1 of %d", first)
+	s.until("the first is asked", func() bool { return s.log.count(once) == 1 })
+	restart.Stop(t.Context(), s.Admin) // it has to be killed, and says so
+	s.exited()
+	if s.log.count("TERM no 2") > 0 {
+		t.Error("it was signaled again")
+	}
+	s.nothingLeft()
 }
 
 // A command that is missing is the cause; one that was killed comes back.

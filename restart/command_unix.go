@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -28,33 +29,50 @@ func (w *underling) become(args []string) error {
 	if err != nil {
 		return fmt.Errorf("restart: %w", err)
 	}
-	files := make([]*os.File, 0, len(w.binds))
+	var files []syscall.Conn
 	var names []string
 	for _, b := range w.binds {
 		files, names = append(files, b.raw), append(names, b.name)
 	}
 	env := append(cleanEnvFor(os.Getenv("NOTIFY_SOCKET")), inheritEnv(names)...)
 	resetSignals(slices.Concat(w.cfg.Signals.Restart, w.cfg.Signals.Stop))
-	runtime.LockOSThread() // a parent's death is told to a thread, and Exec keeps this one
-	dieWithParent(w.cfg.Command.stopSignal())
-	if err := place(files); err != nil { // what was there before is gone: nothing may come between this and Exec
+	high, err := lift(append(files, w.link.conn))
+	if err != nil {
 		return err
 	}
-	err = syscall.Exec(path, args, env)
-	return fmt.Errorf("restart: run %s: %w", path, err)
+	runtime.LockOSThread() // a parent's death is told to a thread, and Exec keeps this one
+	if err := dieWithParent(w.cfg.Command.stopSignal(), w.parent); err != nil {
+		return err
+	}
+	if err = place(high[:len(files)]); err == nil {
+		err = syscall.Exec(path, args, env)
+	}
+	// More of them than the supervisor kept descriptors free for lie over the link, and over
+	// what the runtime polls: all that is still safe is a system call, and the exit.
+	failed := encode(msgFailed, clip(fmt.Sprintf("restart: run %s: %v", path, err)), nil)
+	unix.Write(high[len(files)], failed.bytes())
+	os.Exit(1)
+	return nil
 }
 
-// place moves the files to 3, 4, … and lets them live on in the command. They may
-// lie in each other's way, so all go up first.
-func place(files []*os.File) error {
-	high := make([]int, len(files))
-	for i, f := range files {
-		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, listenStart+len(files)+16)
-		if err != nil {
-			return os.NewSyscallError("dup", err)
+// lift duplicates descriptors to above where they are to be, so that none lies in
+// another's way.
+func lift(files []syscall.Conn) (high []int, err error) {
+	err = withFDs(files, nil, func(fds []int) error {
+		for _, fd := range fds {
+			n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, listenStart+len(fds)+16)
+			if err != nil {
+				return os.NewSyscallError("dup", err)
+			}
+			high = append(high, n)
 		}
-		high[i] = fd
-	}
+		return nil
+	})
+	return high, err
+}
+
+// place moves what was lifted to 3, 4, … and lets it live on in the command.
+func place(high []int) error {
 	for i, fd := range high {
 		if err := dup2(fd, listenStart+i); err != nil {
 			return os.NewSyscallError("dup", err)
@@ -89,11 +107,11 @@ func cleanEnvFor(notify string) []string {
 }
 
 // awaitCommand reports the readiness of a program that does not speak on the link.
-func (g *generation) awaitCommand() {
+func (g *generation) awaitCommand(addresses []string) {
 	r, _ := g.s.cfg.Command.readiness() // checked
 	ctx, cancel := context.WithTimeout(context.Background(), g.s.cfg.Timeouts.Ready)
 	defer cancel()
-	if g.becomeReady(ctx, r) {
+	if g.becomeReady(ctx, r, addresses) {
 		g.s.post(func() {
 			if !g.over {
 				g.s.ready(g)
@@ -102,7 +120,7 @@ func (g *generation) awaitCommand() {
 	}
 }
 
-func (g *generation) becomeReady(ctx context.Context, r readiness) bool {
+func (g *generation) becomeReady(ctx context.Context, r readiness, addresses []string) bool {
 	switch r.how {
 	case "timer":
 		return g.sleep(ctx, r.after)
@@ -116,9 +134,10 @@ func (g *generation) becomeReady(ctx context.Context, r readiness) bool {
 			return false
 		}
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	p := probe{g, addresses}
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: p.dial}}
 	for g.sleep(ctx, probeEvery) {
-		if r.how == "http" && answers(ctx, client, r.url) || r.how == "port" && g.accepts(ctx) {
+		if r.how == "http" && answers(ctx, client, r.url) || r.how == "port" && p.reaches(ctx) {
 			return true
 		}
 	}
@@ -137,59 +156,75 @@ func (g *generation) sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// accepts reports whether a connection to one of the sockets was accepted by this
-// generation: the one before it accepts from the same sockets.
-func (g *generation) accepts(ctx context.Context) bool {
-	for _, w := range g.wants {
-		address, ok := strings.CutPrefix(w.Addr, "tcp://")
-		if !ok || w.Kind != kindStream {
-			continue
+// probe connects to one generation: the one before it accepts from the same sockets.
+type probe struct {
+	g         *generation
+	addresses []string // of the TCP sockets that both have
+}
+
+// reaches reports whether the generation has accepted a connection to one of the sockets.
+func (p probe) reaches(ctx context.Context) bool {
+	for _, address := range p.addresses {
+		if conn, err := p.dial(ctx, "tcp", address); err == nil {
+			conn.Close()
+			return true
 		}
-		if strings.HasPrefix(address, ":") {
-			address = "localhost" + address
-		}
-		d := net.Dialer{Timeout: time.Second}
-		conn, err := d.DialContext(ctx, "tcp", address)
-		if err != nil {
-			continue
-		}
-		mine := false
-		for range 5 {
-			if mine = groupHas(g.process.Pid, conn.LocalAddr().(*net.TCPAddr).Port, conn.RemoteAddr().(*net.TCPAddr).Port); mine || !g.sleep(ctx, 10*time.Millisecond) {
-				break
-			}
-		}
-		conn.Close()
-		return mine
 	}
 	return false
 }
 
+var errAnother = errors.New("restart: another generation has accepted the connection, or none")
+
+// dial is a Dialer's DialContext. A port that is not of our sockets is the program's own.
+func (p probe) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	d := net.Dialer{Timeout: time.Second}
+	conn, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	ours, theirs := conn.LocalAddr().(*net.TCPAddr).Port, conn.RemoteAddr().(*net.TCPAddr).Port
+	shared := slices.ContainsFunc(p.addresses, func(a string) bool { return strings.HasSuffix(a, ":"+strconv.Itoa(theirs)) })
+	for tries := 5; shared && !groupHas(p.g.process.Pid, ours, theirs); tries-- {
+		if tries == 0 || !p.g.sleep(ctx, 10*time.Millisecond) {
+			conn.Close()
+			return nil, errAnother
+		}
+	}
+	return conn, nil
+}
+
 // notifySocket is where a command says that it is ready, as to systemd.
 type notifySocket struct {
+	log   *slog.Logger
 	path  string
 	conn  *net.UnixConn
 	ready chan struct{} // closed at READY=1
-	ended chan struct{}
+	ended chan struct{} // closed when serve's goroutine has; nil before
 }
 
 // listenNotify opens one for one generation. Its name is abstract where there are
 // such, so that nothing is left behind; the kernel vouches for who speaks.
-func listenNotify(g *generation) (*notifySocket, error) {
-	conn, path, err := notifyListener(g)
+func listenNotify(log *slog.Logger) (*notifySocket, error) {
+	conn, path, err := notifyListener()
 	if err != nil {
 		return nil, fmt.Errorf("restart: the notify socket: %w", err)
 	}
-	n := &notifySocket{path: path, conn: conn, ready: make(chan struct{}), ended: make(chan struct{})}
-	go n.listen()
-	return n, nil
+	return &notifySocket{log: log, path: path, conn: conn, ready: make(chan struct{})}, nil
 }
 
-func (n *notifySocket) listen() {
+// serve begins to listen to the group of that leader.
+func (n *notifySocket) serve(leader int) {
+	if n != nil {
+		n.ended = make(chan struct{})
+		go n.listen(leader)
+	}
+}
+
+func (n *notifySocket) listen(leader int) {
 	defer close(n.ended)
 	buf := make([]byte, 4096)
 	oob := make([]byte, 1024)
-	said := false
+	said, warned := false, false
 	for {
 		size, oobn, _, _, err := n.conn.ReadMsgUnix(buf, oob)
 		if errors.Is(err, net.ErrClosed) {
@@ -205,9 +240,15 @@ func (n *notifySocket) listen() {
 				}
 			}
 		}
-		if !said && trusted(oob[:oobn]) && slices.Contains(strings.Split(string(buf[:size]), "\n"), "READY=1") {
+		if said || !slices.Contains(strings.Split(string(buf[:size]), "\n"), "READY=1") {
+			continue
+		}
+		if err := trusted(oob[:oobn], leader); err == nil {
 			said = true
 			close(n.ready)
+		} else if !warned {
+			warned = true
+			n.log.Warn("restart: a READY=1 is not believed", "err", err)
 		}
 	}
 }
@@ -215,7 +256,9 @@ func (n *notifySocket) listen() {
 func (n *notifySocket) close() {
 	if n != nil {
 		n.conn.Close()
-		<-n.ended
+		if n.ended != nil {
+			<-n.ended
+		}
 		if !strings.HasPrefix(n.path, "@") {
 			os.Remove(n.path)
 		}

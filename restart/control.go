@@ -63,6 +63,10 @@ func Restart(ctx context.Context, admin string) (r Result, err error) {
 	return r, call(ctx, admin, "restart", &r)
 }
 
+// Begin asks for a restart and does not wait for it: the error is that of asking, or
+// what failed at once. How it goes on is in the log, and in what [Ask] returns.
+func Begin(ctx context.Context, admin string) error { return do(ctx, admin, "begin") }
+
 // Drain asks a supervisor to drain and exit, and waits until it has. What had to be
 // killed on the way is an error.
 func Drain(ctx context.Context, admin string) error { return untilGone(ctx, admin, "drain") }
@@ -83,9 +87,11 @@ func untilGone(ctx context.Context, admin, verb string) error {
 }
 
 // Reopen has a service open its log files anew, as Config.Reopen does it.
-func Reopen(ctx context.Context, admin string) error {
+func Reopen(ctx context.Context, admin string) error { return do(ctx, admin, "reopen") }
+
+func do(ctx context.Context, admin, verb string) error {
 	var r Result
-	if err := call(ctx, admin, "reopen", &r); err != nil {
+	if err := call(ctx, admin, verb, &r); err != nil {
 		return err
 	}
 	if !r.OK {

@@ -139,6 +139,23 @@ func (s *supervisor) handle(ctx context.Context, verb string) any {
 		case <-s.done:
 			return s.lateAnswer(r)
 		}
+	case "begin":
+		r, taken := &request{answer: make(chan Result, 1)}, make(chan Result, 1)
+		s.post(func() {
+			s.ask(r)
+			select {
+			case failed := <-r.answer:
+				taken <- failed
+			default:
+				taken <- Result{OK: true}
+			}
+		})
+		select {
+		case result := <-taken:
+			return result
+		case <-s.done:
+			return Result{Err: "the service is stopping"}
+		}
 	case "status":
 		answer := make(chan Status, 1)
 		s.post(func() { answer <- s.report() })

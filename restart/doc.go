@@ -38,11 +38,12 @@
 // the answer to whoever asked for the restart. A worker that crashes is respawned,
 // with growing pauses, and clients wait meanwhile; if a successor is starting just
 // then, for that one. Restarts may be asked for at any
-// time: requests that meet one under way are answered together by the next one, and
-// no restart waits for a drain; when there are more than Config.Generations, the
-// oldest is cut. If the supervisor is killed, its workers close their listeners at
-// once and drain, so that a new supervisor can bind; a Command is sent its stop signal
-// then (on Linux).
+// time: requests that meet one under way are answered together by the next one. A
+// restart waits for a drain only when there would be more than Config.Generations, and
+// then the oldest is given Timeouts.Stop to end. If the supervisor is killed, its workers
+// close their listeners at once and drain, so that a new supervisor can bind; a packet
+// socket, though, is kept until its server has shut down. A Command is sent its stop
+// signal then, on Linux, unless it has changed its user, which has the kernel forget it.
 //
 // # Live connections
 //
@@ -57,5 +58,7 @@
 // Handing over needs Unix; the supervisor itself, as it hardly ever changes, is
 // replaced by a stop and a start. Where a process cannot run itself again, as on
 // Windows, Run just serves until ctx ends. A connection of which the successor died
-// between claim and answer is lost with it.
+// between claim and answer is lost with it, as is one that it refuses more than two
+// seconds after the predecessor gave up waiting. A worker that may open no more files
+// drains what it could else pass on or take.
 package restart

@@ -3,7 +3,9 @@
 package restart
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -90,6 +92,7 @@ type generation struct {
 	cutErr  error // why it was not given the time to leave
 	status  string
 	timers  []*time.Timer
+	asked   bool // a program of others was sent its stop signal
 	over    bool
 	gone    chan struct{} // closed when over
 	leaveBy *time.Timer   // kills it, at leaveEnd
@@ -129,17 +132,20 @@ func (g *generation) spawn() (err error) {
 		return err
 	}
 	p := g.s.program
-	env := append(cleanEnv(), linkVar+"=3")
-	if g.command {
-		if g.notify, err = listenNotify(g); err != nil {
+	env := append(cleanEnv(), fmt.Sprintf("%s=%d", linkVar, listenStart+g.s.reserve))
+	if r, _ := g.s.cfg.Command.readiness(); g.command && r.how == "notify" {
+		if g.notify, err = listenNotify(g.s.cfg.Log); err != nil {
 			g.link.close()
 			return err
 		}
 		env = append(env, "NOTIFY_SOCKET="+g.notify.path)
 	}
+	// The sockets of a Command go to the lowest descriptors. What the runtime opens first
+	// must not lie there, so something does: the link will do.
+	files := append([]*os.File{os.Stdin, os.Stdout, os.Stderr}, slices.Repeat([]*os.File{theirEnd}, g.s.reserve+1)...)
 	g.process, err = os.StartProcess(p.path, append([]string{os.Args[0]}, p.args...), &os.ProcAttr{
 		Dir: p.dir, Env: env,
-		Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, theirEnd},
+		Files: files,
 		Sys:   &syscall.SysProcAttr{Setpgid: true}, // what a terminal signals is for the supervisor
 	})
 	if err != nil {
@@ -147,6 +153,7 @@ func (g *generation) spawn() (err error) {
 		g.notify.close()
 		return fmt.Errorf("restart: start the successor: %w", err)
 	}
+	g.notify.serve(g.process.Pid)
 	g.outbox = make(chan message, 64)
 	heard := make(chan struct{})
 	g.s.tasks.Go(func() { g.write() })
@@ -204,7 +211,11 @@ func (g *generation) unheard(err error) {
 // wait reports the exit, after all that was said before it. What the process left
 // behind may hold the link open, so that wait is bounded.
 func (g *generation) wait(heard <-chan struct{}) {
-	state, err := g.process.Wait()
+	wait := (*os.Process).Wait
+	if g.command {
+		wait = waitGroup
+	}
+	state, err := wait(g.process)
 	select {
 	case <-heard:
 	case <-time.After(time.Second):
@@ -230,9 +241,6 @@ func (g *generation) end() {
 	g.notify.close()
 	if g.outbox != nil {
 		close(g.outbox)
-	}
-	if g.command && g.process != nil {
-		unix.Kill(-g.process.Pid, unix.SIGKILL) // what it started and did not wait for
 	}
 }
 
@@ -302,7 +310,9 @@ func (g *generation) heard(m message) {
 	case msgPaused: // clients find the successor; nothing waits for this
 	case msgState:
 		if n := g.s.next; n != nil && n.awaits == g {
-			n.welcome(m.body)
+			if state, ours := bytes.CutPrefix(m.body, n.number()); ours { // else of a Save for one that is gone
+				n.welcome(state)
+			}
 		}
 	case msgTotals:
 		if t, err := decode[map[string]int64](m); err == nil {
@@ -313,7 +323,9 @@ func (g *generation) heard(m message) {
 			g.failure = errors.New(why)
 		}
 	case msgFile:
-		if w, err := decode[want](m); err == nil && len(m.files) == 1 {
+		if m.lost {
+			g.s.fail(g, errLost) // the next generation would open another
+		} else if w, err := decode[want](m); err == nil && len(m.files) == 1 {
 			g.s.sockets.keep(w, m.files[0])
 			return
 		}
@@ -365,7 +377,7 @@ func (g *generation) bound(made []*socket, err error) {
 	}
 	if old := g.s.current; g.load && old != nil && old.protocol.has(featureState) && g.protocol.has(featureState) {
 		g.awaits = old
-		old.tell(msgSave, nil) // its answer goes on from here
+		old.send(message{kind: msgSave, body: g.number()}) // its answer goes on from here
 		return
 	}
 	g.welcome(nil)
@@ -379,16 +391,20 @@ func (g *generation) welcome(state []byte) {
 		g.tell(msgSockets, wants, fds...)
 	}
 	if g.protocol.has(featureKeys) {
-		g.tell(msgKeys, g.s.keys.keys)
+		g.tell(msgKeys, g.s.keys)
 	}
 	if len(state) > 0 {
 		g.send(message{kind: msgState, body: state})
 	}
 	g.tell(msgBegin, nil)
 	if g.command {
-		g.s.tasks.Go(func() { g.awaitCommand() })
+		addresses := g.s.sockets.tcp(g.wants)
+		g.s.tasks.Go(func() { g.awaitCommand(addresses) })
 	}
 }
+
+// number is how a worker is told of this generation.
+func (g *generation) number() []byte { return binary.BigEndian.AppendUint32(nil, uint32(g.id)) }
 
 // pause stops accepting; a program of others goes on until it is told to leave.
 func (g *generation) pause() {
@@ -403,22 +419,10 @@ func (g *generation) resume() {
 	}
 }
 
-// leave asks the worker to drain and exit, and sees to it that it does.
-func (g *generation) leave(drain time.Duration, to *os.File) {
+// leave asks the worker to drain and exit, and sees to it that it does; to are the
+// links that it passes connections over.
+func (g *generation) leave(drain time.Duration, to ...*os.File) {
 	g.phase = leaving
-	if g.command {
-		if to != nil {
-			to.Close()
-		}
-		g.signal(g.s.cfg.Command.stopSignal())
-	} else {
-		m := encode(msgLeave, leave{Drain: int64(drain)}, nil)
-		if to != nil {
-			g.send(m, to)
-		} else {
-			g.send(m)
-		}
-	}
 	end := time.Now().Add(drain + g.s.cfg.Timeouts.Stop)
 	if g.leaveBy != nil {
 		if end.After(g.leaveEnd) {
@@ -427,6 +431,11 @@ func (g *generation) leave(drain time.Duration, to *os.File) {
 		g.leaveBy.Stop()
 	}
 	g.leaveEnd = end
+	if g.command {
+		g.askToStop()
+	} else {
+		g.send(encode(msgLeave, leave{Drain: int64(drain)}, nil), to...)
+	}
 	g.leaveBy = g.after(drain+g.s.cfg.Timeouts.Stop, func() {
 		if g.cutErr == nil {
 			g.cutErr = errors.New("restart: it did not leave in time")
@@ -445,8 +454,16 @@ func (g *generation) kill() {
 		g.killNow()
 		return
 	}
-	g.signal(g.s.cfg.Command.stopSignal())
+	g.askToStop()
 	g.after(g.s.cfg.Timeouts.Stop, g.killNow)
+}
+
+// askToStop signals a program of others, once: many take a second signal for haste.
+func (g *generation) askToStop() {
+	if !g.asked {
+		g.asked = true
+		g.signal(g.s.cfg.Command.stopSignal())
+	}
 }
 
 func (g *generation) killNow() { g.signal(unix.SIGKILL) }

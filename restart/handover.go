@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // Connections move in batches, and in three steps, so that one is never served by
@@ -22,12 +24,21 @@ import (
 //	done   successor → predecessor   which of them it refuses: they go on where they were
 //
 // Until it reads the claim, the predecessor may shut its reading side: a claim then
-// fails, so both agree. What was claimed when the link breaks is the successor's.
+// fails, so both agree. So that this shuts nothing else, what is done is told over a
+// second link, whose end the predecessor sends first. It is waited for after that, for a
+// while; what was claimed and is not done by then, or when the links break, is the
+// successor's. An older successor knows one link, and a refusal that comes too late for
+// it is a lost connection.
 const (
-	msgConns msgKind = 32
-	msgClaim msgKind = 33
-	msgDone  msgKind = 34
+	msgConns   msgKind = 32
+	msgClaim   msgKind = 33
+	msgDone    msgKind = 34
+	msgAnswers msgKind = 35 // with the link for done
 )
+
+// answerTime is how long the predecessor, when it has given up, waits for what is done
+// with the connections that were claimed.
+const answerTime = 2 * time.Second
 
 const (
 	maxState = 16 << 20 // of one connection: 64 KiB and what was unread
@@ -46,12 +57,13 @@ type moving struct {
 
 // sender is the predecessor's end.
 type sender struct {
-	link  *link
-	queue chan *moving
-	ended chan struct{} // closed when nothing is answered any more
-	stop  chan struct{} // closed by close
-	wg    sync.WaitGroup
-	taken atomic.Int64 // items that are the successor's
+	link    *link
+	answers *link // nil if there is none, and the answers come over link
+	queue   chan *moving
+	ended   chan struct{} // closed when nothing can be claimed any more
+	stop    chan struct{} // closed by close
+	wg      sync.WaitGroup
+	taken   atomic.Int64 // items that are the successor's
 
 	mu       sync.Mutex
 	next     uint32
@@ -69,9 +81,29 @@ func newSender(l *link) *sender {
 		link: l, queue: make(chan *moving), ended: make(chan struct{}), stop: make(chan struct{}),
 		unproven: map[uint32]*batch{},
 	}
+	s.answers = offerAnswers(l)
 	s.wg.Go(s.write)
-	s.wg.Go(s.read)
+	s.wg.Go(s.readClaims)
+	s.wg.Go(s.readAnswers)
 	return s
+}
+
+// offerAnswers sends the successor the other end of a link for its answers. Where no
+// more files may be open there is none.
+func offerAnswers(l *link) *link {
+	ours, theirs, err := pair()
+	if err != nil {
+		return nil
+	}
+	defer theirs.Close()
+	answers, err := newLink(ours)
+	if err != nil {
+		return nil
+	}
+	withFDs([]syscall.Conn{theirs}, nil, func(fds []int) error { // if it fails, so does all that follows
+		return l.send(message{kind: msgAnswers, files: fds})
+	})
+	return answers
 }
 
 // send passes one item on and waits for the answer. Its descriptors stay open that
@@ -123,7 +155,7 @@ func (s *sender) write() {
 		var items []*moving
 		items, first = s.gather(first)
 		if !s.ship(items) {
-			s.link.close() // read answers for all that was sent
+			s.link.close() // the readers answer for all that was sent
 			if first != nil {
 				resolve([]*moving{first}, errNotTaken)
 			}
@@ -177,28 +209,55 @@ func (s *sender) ship(items []*moving) bool {
 	return s.link.send(message{kind: msgConns, body: body, files: files}) == nil
 }
 
-// read takes the answers, and at their end decides about what had none.
-func (s *sender) read() {
+// readClaims keeps, when no claim can come any more, what was not claimed.
+func (s *sender) readClaims() {
+	s.hear(s.link)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	for seq, b := range s.unproven {
+		if !b.claimed {
+			delete(s.unproven, seq)
+			resolve(b.items, errNotTaken)
+		}
+	}
+	if s.answers != nil {
+		s.answers.conn.SetReadDeadline(time.Now().Add(answerTime))
+	}
+	s.settleLocked()
+	close(s.ended)
+}
+
+// readAnswers gives up, when no answer can come any more, what was claimed.
+func (s *sender) readAnswers() {
+	if s.answers != nil {
+		defer s.answers.close()
+		s.hear(s.answers)
+	}
+	<-s.ended
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, b := range s.unproven {
+		resolve(b.items, nil)
+	}
+	s.unproven = nil
+}
+
+func (s *sender) hear(l *link) {
 	for {
-		m, err := s.link.receive()
+		m, err := l.receive()
 		if err != nil {
-			break
+			return
 		}
 		closeFiles(m.files)
 		s.answer(m)
 	}
-	s.mu.Lock()
-	s.over = true
-	left := s.unproven
-	s.unproven = nil
-	s.mu.Unlock()
-	close(s.ended)
-	for _, b := range left {
-		if b.claimed {
-			resolve(b.items, nil)
-		} else {
-			resolve(b.items, errNotTaken)
-		}
+}
+
+// settleLocked ends the wait for answers when none is missing.
+func (s *sender) settleLocked() {
+	if s.over && len(s.unproven) == 0 && s.answers != nil {
+		s.answers.conn.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
@@ -224,6 +283,7 @@ func (s *sender) answer(m message) {
 				item.done <- nil
 			}
 		}
+		s.settleLocked()
 	}
 }
 
@@ -233,7 +293,7 @@ func resolve(items []*moving, err error) {
 	}
 }
 
-// giveUp ends the wait for answers: what is not claimed by now stays.
+// giveUp ends the wait for claims: what is not claimed by now stays.
 func (s *sender) giveUp() { s.link.conn.CloseRead() }
 
 // close ends the link when nobody sends any more.
@@ -303,6 +363,8 @@ func decodeBatch(m message) (seq uint32, items []*moving, err error) {
 // receiveConns is the successor's end. It returns when the predecessor is through.
 func receiveConns(l *link, take func(server string, state []byte, fds []int) error) (taken int, err error) {
 	defer l.close()
+	answers := l
+	defer func() { answers.close() }()
 	for {
 		m, err := l.receive()
 		switch {
@@ -310,11 +372,18 @@ func receiveConns(l *link, take func(server string, state []byte, fds []int) err
 			return taken, nil
 		case err != nil:
 			return taken, err
+		case m.kind == msgAnswers && len(m.files) == 1 && answers == l:
+			if a, err := newLink(os.NewFile(uintptr(m.files[0]), "answers")); err == nil {
+				answers = a
+			}
+			continue
 		case m.kind != msgConns:
 			closeFiles(m.files)
 			continue
+		case m.lost:
+			return taken, errLost // it knows that nothing of it was claimed
 		}
-		n, err := takeBatch(l, m, take)
+		n, err := takeBatch(l, answers, m, take)
 		taken += n
 		if err != nil {
 			return taken, err
@@ -322,14 +391,14 @@ func receiveConns(l *link, take func(server string, state []byte, fds []int) err
 	}
 }
 
-func takeBatch(l *link, m message, take func(string, []byte, []int) error) (taken int, err error) {
+func takeBatch(claims, answers *link, m message, take func(string, []byte, []int) error) (taken int, err error) {
 	seq, items, err := decodeBatch(m)
 	if err != nil {
 		closeFiles(m.files)
 		return 0, err
 	}
 	answer := binary.BigEndian.AppendUint32(nil, seq)
-	if err := l.send(message{kind: msgClaim, body: answer}); err != nil {
+	if err := claims.send(message{kind: msgClaim, body: answer}); err != nil {
 		closeFiles(m.files)
 		return 0, nil // the predecessor has given up: they are its own
 	}
@@ -344,6 +413,6 @@ func takeBatch(l *link, m message, take func(string, []byte, []int) error) (take
 		answer = append(answer, refused)
 	}
 	// If this fails, the predecessor is gone, or takes the claim for the answer.
-	l.send(message{kind: msgDone, body: answer})
+	answers.send(message{kind: msgDone, body: answer})
 	return taken, nil
 }

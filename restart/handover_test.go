@@ -40,6 +40,18 @@ func links(t testing.TB) (a, b *link) {
 	return a, b
 }
 
+// batch receives the next connections, as an older build does, which answers over this
+// link.
+func (l *link) batch() (message, error) {
+	for {
+		m, err := l.receive()
+		if err != nil || m.kind == msgConns {
+			return m, err
+		}
+		closeFiles(m.files)
+	}
+}
+
 // peers is one live connection: what its client has, and what the server.
 func peers(t testing.TB) (client, server *net.UnixConn) {
 	t.Helper()
@@ -226,7 +238,7 @@ func TestLinkBreaksWhileConnectionsMove(t *testing.T) {
 				var m message
 				if c.when != "before it is read" {
 					var err error
-					if m, err = b.receive(); err != nil {
+					if m, err = b.batch(); err != nil {
 						t.Error(err)
 					}
 				}
@@ -265,7 +277,7 @@ func TestNobodyWaitsForABrokenLink(t *testing.T) {
 			}
 		})
 	}
-	m, err := b.receive()
+	m, err := b.batch()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -329,6 +341,42 @@ func TestGivingUpRacesWithClaims(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A refusal is heard also after giving up, if it comes within answerTime: what nobody
+// wants stays with its owner.
+func TestRefusedAfterGivingUp(t *testing.T) {
+	leak.Check(t)
+	a, b := links(t)
+	s := newSender(a)
+	client, server := peers(t)
+	claimed, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		receiveConns(b, func(string, []byte, []int) error {
+			close(claimed)
+			for !s.isOver() {
+				runtime.Gosched()
+			}
+			return errors.New("a state that I do not know")
+		})
+	}()
+	go func() { <-claimed; s.giveUp() }()
+	if err := s.send("web", nil, []syscall.Conn{server}); err == nil {
+		t.Error("nobody has it")
+	}
+	s.close()
+	<-ended
+	server.Write([]byte("x"))
+	if _, err := client.Read(make([]byte, 1)); err != nil {
+		t.Error(err)
+	}
+}
+
+func (s *sender) isOver() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
 }
 
 // A batch that makes no sense is refused whole, and its descriptors are closed.
@@ -481,8 +529,8 @@ func TestLinkLimits(t *testing.T) {
 	closeFiles(m.files)
 }
 
-// Where no descriptor is left a message that brings some is an error that says so, and
-// not a message without them.
+// Where no descriptor is left a message that brings some comes without them, and says
+// so; the link goes on.
 func TestLostDescriptors(t *testing.T) {
 	leak.Check(t)
 	a, b := links(t)
@@ -493,6 +541,9 @@ func TestLostDescriptors(t *testing.T) {
 	if err := a.tell(msgSockets, "x", 0, 1, 2); err != nil {
 		t.Fatal(err)
 	}
+	if err := a.tell(msgLeave, leave{Drain: 7}); err != nil {
+		t.Fatal(err)
+	}
 	tight := old
 	tight.Cur = 3
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &tight); err != nil {
@@ -500,8 +551,44 @@ func TestLostDescriptors(t *testing.T) {
 	}
 	m, err := b.receive()
 	unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
-	if err == nil || !strings.Contains(err.Error(), "limit of open files") {
-		t.Errorf("%d files, %v", len(m.files), err)
+	if err != nil || m.kind != msgSockets || string(m.body) != `"x"` || !m.lost || len(m.files) > 0 {
+		t.Errorf("%+v, %v", m, err)
+	}
+	if err := (&underling{}).adopt(m); !errors.Is(err, errLost) {
+		t.Errorf("a worker without its sockets says %v", err)
+	}
+	if m, err := b.receive(); err != nil || m.kind != msgLeave || m.lost {
+		t.Errorf("the next one is %+v, %v", m, err)
+	}
+}
+
+// A successor without descriptors takes nothing, and so all stays where it is.
+func TestLostConnectionsStay(t *testing.T) {
+	leak.Check(t)
+	a, b := links(t)
+	_, server := peers(t)
+	err := withFDs([]syscall.Conn{server}, nil, func(fds []int) error {
+		return a.send(message{kind: msgConns, body: []byte{0, 0, 0, 1}, files: fds})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	tight := old
+	tight.Cur = 3
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &tight); err != nil {
+		t.Skip(err)
+	}
+	_, err = receiveConns(b, func(string, []byte, []int) error { t.Error("something was taken"); return nil })
+	unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
+	if !errors.Is(err, errLost) {
+		t.Error(err)
+	}
+	if m, err := a.receive(); err == nil {
+		t.Errorf("it claimed: %+v", m)
 	}
 }
 

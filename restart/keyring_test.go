@@ -9,47 +9,14 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-)
 
-// The newest key seals, the older ones open for as long as they are kept.
-func TestKeyringRotates(t *testing.T) {
-	k, err := newKeyring()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(k.keys) != 1 {
-		t.Fatalf("%d keys at first", len(k.keys))
-	}
-	seen := map[[32]byte]bool{k.keys[0]: true}
-	for range 2 * keyCount {
-		before := slices.Clone(k.keys)
-		held := k.keys
-		if err := k.rotate(); err != nil {
-			t.Fatal(err)
-		}
-		if seen[k.keys[0]] {
-			t.Fatal("a key came twice")
-		}
-		seen[k.keys[0]] = true
-		if want := before[:min(len(before), keyCount-1)]; !slices.Equal(k.keys[1:], want) {
-			t.Fatal("the older keys are not those of before")
-		}
-		if !slices.Equal(held, before) {
-			t.Fatal("keys that somebody holds were changed")
-		}
-	}
-	if len(k.keys) != keyCount {
-		t.Errorf("%d keys are kept", len(k.keys))
-	}
-}
+	"github.com/holdfast-net/holdfast/internal/certs"
+)
 
 // A new key is told to those that live and know what it is.
 func TestRotatedKeysAreTold(t *testing.T) {
-	keys, err := newKeyring()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &supervisor{keys: keys}
+	s := &supervisor{keys: certs.RotateTickets(nil)}
+	first := s.keys[0]
 	current := &generation{s: s, protocol: protocol, outbox: make(chan message, 1)}
 	older := &generation{s: s, protocol: version{Version: 1, Oldest: 1}, outbox: make(chan message, 1)}
 	s.gens = []*generation{older, current}
@@ -58,7 +25,7 @@ func TestRotatedKeysAreTold(t *testing.T) {
 		t.Error("one that does not know of keys was told")
 	}
 	m := <-current.outbox
-	if told, err := decode[[][32]byte](m); err != nil || m.kind != msgKeys || !slices.Equal(told, keys.keys) || len(told) != 2 {
+	if told, err := decode[[][32]byte](m); err != nil || m.kind != msgKeys || !slices.Equal(told, s.keys) || len(told) != 2 || told[1] != first {
 		t.Errorf("%d, %d keys, %v", m.kind, len(told), err)
 	}
 }

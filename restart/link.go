@@ -25,7 +25,8 @@ import (
 //
 // The descriptors come with the head. A kind that is not known is an error, unless
 // the flag says that it may be skipped; so a newer process may say more than an
-// older one understands.
+// older one understands. A process that may open no more files gets a message without
+// them, and marked so: what they were for is lost, and not the whole link.
 type link struct {
 	conn *net.UnixConn
 	turn chan struct{} // held by whoever writes
@@ -44,7 +45,10 @@ type message struct {
 	optional bool
 	body     []byte
 	files    []int
+	lost     bool // descriptors came with it, and could not be taken
 }
+
+var errLost = errors.New("restart: file descriptors were lost: is the limit of open files reached?")
 
 func newLink(f *os.File) (*link, error) {
 	defer f.Close()
@@ -87,14 +91,7 @@ func (l *link) send(m message) error {
 	if len(m.body) > maxBody || len(m.files) > maxFiles {
 		return fmt.Errorf("restart: a message of %d bytes and %d files is too large", len(m.body), len(m.files))
 	}
-	out := make([]byte, 8, 8+len(m.body))
-	binary.BigEndian.PutUint32(out, uint32(len(m.body)))
-	out[4] = byte(m.kind)
-	if m.optional {
-		out[5] = optional
-	}
-	binary.BigEndian.PutUint16(out[6:], uint16(len(m.files)))
-	out = append(out, m.body...)
+	out := m.bytes()
 	var rights []byte
 	if len(m.files) > 0 {
 		rights = unix.UnixRights(m.files...)
@@ -111,17 +108,29 @@ func (l *link) send(m message) error {
 	return err
 }
 
+// bytes are the head and the body.
+func (m message) bytes() []byte {
+	out := make([]byte, 8, 8+len(m.body))
+	binary.BigEndian.PutUint32(out, uint32(len(m.body)))
+	out[4] = byte(m.kind)
+	if m.optional {
+		out[5] = optional
+	}
+	binary.BigEndian.PutUint16(out[6:], uint16(len(m.files)))
+	return append(out, m.body...)
+}
+
 // receive reads the next message. Only one goroutine may.
 func (l *link) receive() (message, error) {
 	head := make([]byte, 8)
-	files, err := l.readHead(head)
+	files, lost, err := l.readHead(head)
 	if err != nil {
 		closeFiles(files)
 		return message{}, err
 	}
-	m := message{kind: msgKind(head[4]), optional: head[5]&optional != 0, files: files}
+	m := message{kind: msgKind(head[4]), optional: head[5]&optional != 0, files: files, lost: lost}
 	size := binary.BigEndian.Uint32(head)
-	if int(binary.BigEndian.Uint16(head[6:])) != len(files) || size > maxBody {
+	if !lost && int(binary.BigEndian.Uint16(head[6:])) != len(files) || size > maxBody {
 		closeFiles(files)
 		return message{}, errors.New("it is out of step")
 	}
@@ -133,7 +142,8 @@ func (l *link) receive() (message, error) {
 	return m, nil
 }
 
-func (l *link) readHead(head []byte) (files []int, err error) {
+// readHead returns all descriptors that came, or lost and none.
+func (l *link) readHead(head []byte) (files []int, lost bool, err error) {
 	rights := make([]byte, unix.CmsgSpace(maxFiles*4))
 	for got := 0; got < len(head); {
 		n, oobn, flags, _, err := l.conn.ReadMsgUnix(head[got:], rights)
@@ -141,22 +151,24 @@ func (l *link) readHead(head []byte) (files []int, err error) {
 			more, err := parseRights(rights[:oobn])
 			files = append(files, more...)
 			if err != nil {
-				return files, err
+				return files, lost, err
 			}
 		}
+		if flags&unix.MSG_CTRUNC != 0 {
+			closeFiles(files)
+			files, lost = nil, true
+		}
 		switch {
-		case flags&unix.MSG_CTRUNC != 0:
-			return files, errors.New("file descriptors were lost: is the limit of open files reached?")
 		case err != nil:
-			return files, err
+			return files, lost, err
 		case n == 0 && got == 0:
-			return files, io.EOF
+			return files, lost, io.EOF
 		case n == 0:
-			return files, io.ErrUnexpectedEOF
+			return files, lost, io.ErrUnexpectedEOF
 		}
 		got += n
 	}
-	return files, nil
+	return files, lost, nil
 }
 
 func parseRights(oob []byte) (files []int, err error) {

@@ -24,6 +24,7 @@ type listener struct {
 	arm, shut sync.Once
 
 	mu        sync.Mutex
+	deadline  time.Time     // the server's
 	paused    chan struct{} // closed on resume; nil while not paused
 	accepting int           // calls that may return a connection
 	quiet     chan struct{} // closed when none may; nil unless a pause waits for that
@@ -99,21 +100,33 @@ func (l *listener) pause() {
 		}
 		quiet = l.quiet
 	}
-	l.mu.Unlock()
 	l.limited.SetDeadline(time.Unix(1, 0)) // a deadline is this process's, not the socket's
+	l.mu.Unlock()
 	if quiet != nil {
 		<-quiet // Accept returns at once
 	}
 }
 
 func (l *listener) resume() {
-	l.limited.SetDeadline(time.Time{})
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.limited.SetDeadline(l.deadline)
 	if l.paused != nil {
 		close(l.paused)
 		l.paused = nil
 	}
+}
+
+// SetDeadline is for servers that bound an Accept, as serve does when it is out of
+// descriptors. During a pause the deadline is the pause's, and the server's waits.
+func (l *listener) SetDeadline(t time.Time) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.deadline = t
+	if l.paused != nil {
+		return nil
+	}
+	return l.limited.SetDeadline(t)
 }
 
 // Close ends Accept here; the socket lives on where else it is held. Both the worker

@@ -167,10 +167,45 @@ func TestPausedListenerCloses(t *testing.T) {
 	}
 }
 
+// A server's deadline never ends a pause, and holds again after it.
+func TestDeadlineDuringAPause(t *testing.T) {
+	leak.Check(t)
+	l := listening(t)
+	l.SetDeadline(time.Now().Add(time.Hour))
+	l.pause()
+	l.SetDeadline(time.Unix(1, 0)) // as a server does that is out of descriptors
+	got := make(chan error, 1)
+	go func() { _, err := l.Accept(); got <- err }()
+	<-l.armed
+	select {
+	case err := <-got:
+		t.Fatalf("accept returned during a pause: %v", err)
+	case <-time.After(10 * time.Millisecond):
+	}
+	l.resume()
+	if err := <-got; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error(err)
+	}
+
+	l.SetDeadline(time.Time{})
+	go func() { _, err := l.Accept(); got <- err }()
+	for range 1000 { // it must not undo a pause that has just begun: that would wait for ever
+		set := make(chan struct{})
+		go func() { l.SetDeadline(time.Time{}); close(set) }()
+		l.pause()
+		<-set
+		l.resume()
+	}
+	l.Close()
+	if err := <-got; !errors.Is(err, net.ErrClosed) {
+		t.Error(err)
+	}
+}
+
 // A deadline that is not ours is the server's business.
 func TestOthersDeadlineIsReturned(t *testing.T) {
 	l := listening(t)
-	l.limited.SetDeadline(time.Unix(1, 0))
+	l.SetDeadline(time.Unix(1, 0))
 	if _, err := l.Accept(); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Error(err)
 	}

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/holdfast-net/holdfast/restart"
 )
 
 // G9, fault 84: the build of the protocol before this one, and this one, succeed each
@@ -77,6 +79,29 @@ func TestStatePasses(t *testing.T) {
 	}
 	if n := s.log.count("save the state"); n != 2 {
 		t.Errorf("the log tells of %d failures to save", n)
+	}
+	s.stop()
+}
+
+// What was saved for a successor that is gone is not for the next: it is old by then.
+func TestStateIsForWhoAskedForIt(t *testing.T) {
+	t.Parallel()
+	s := newService(t, "tcp://"+freeAddr(t))
+	s.State = true
+	s.behave(mode{Save: "late"})
+	s.start()
+	s.behave(mode{})
+	answer := make(chan restart.Result, 1)
+	go func() { answer <- s.restart() }()
+	s.until("the state is saved", func() bool { return s.log.count("save 1") == 1 })
+	gens := s.status().Generations
+	syscall.Kill(gens[len(gens)-1].PID, syscall.SIGKILL)
+	if r := <-answer; r.OK {
+		t.Errorf("%+v", r)
+	}
+	s.mustRestart() // while the first Save goes on
+	if _, _, n := s.ask("LIVES"); n != "200" {
+		t.Errorf("it was told of %s, want the second answer, 200", n)
 	}
 	s.stop()
 }

@@ -21,7 +21,7 @@ type feature string
 
 const (
 	featureConns  feature = "connections"
-	featureState  feature = "state"
+	featureState  feature = "numbered state" // "state" was one that did not tell for whom it was saved
 	featureTotals feature = "totals"
 	featureKeys   feature = "ticket keys"
 )
@@ -50,7 +50,7 @@ const (
 	msgHello  msgKind = 1 // hello
 	msgReady  msgKind = 2 // every accept loop waits
 	msgPaused msgKind = 3 // no accept loop will return another connection
-	msgState  msgKind = 4 // the blob, after msgSave
+	msgState  msgKind = 4 // the body of msgSave and the blob, which alone goes on to the successor
 	msgTotals msgKind = 5 // map[string]int64
 	msgFailed msgKind = 6 // string: why the worker cannot serve
 	msgFile   msgKind = 7 // a want, with the file that it opened
@@ -59,7 +59,7 @@ const (
 	// Supervisor to worker.
 	msgWelcome msgKind = 16 // welcome
 	msgSockets msgKind = 17 // a list of wants, with their descriptors
-	msgSave    msgKind = 18
+	msgSave    msgKind = 18 // for which generation: 4 bytes, big endian
 	msgPause   msgKind = 19
 	msgResume  msgKind = 20
 	msgLeave   msgKind = 21 // leave; with the link to the successor, if connections may move
@@ -73,7 +73,6 @@ type hello struct {
 	Protocol version
 	Wants    []want
 	Load     bool // it wants the state of its predecessor
-	Command  bool // it becomes another program, which will not speak
 }
 
 type welcome struct {

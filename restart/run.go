@@ -69,7 +69,7 @@ type Command struct {
 
 	// Ready is how it is known to serve: "notify" (READY=1 to NOTIFY_SOCKET),
 	// "port" (a connection to one of its TCP sockets reaches it),
-	// "http=URL" (a 2xx answer) or "timer=1s" (it is alive after that time). "" is
+	// "http=URL" (a 2xx answer of its own) or "timer=1s" (it is alive after that time). "" is
 	// "timer=1s".
 	Ready string
 

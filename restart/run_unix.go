@@ -8,6 +8,8 @@ import (
 	"os"
 	"strconv"
 	"sync/atomic"
+
+	"golang.org/x/sys/unix"
 )
 
 var isWorker atomic.Bool
@@ -27,6 +29,9 @@ func run(ctx context.Context, cfg Config, binds []*bound) error {
 		if err != nil || n < 3 {
 			return fmt.Errorf("restart: %s is %q, not a file descriptor", linkVar, fd)
 		}
+		for fd := listenStart; fd < n; fd++ {
+			unix.CloseOnExec(fd) // it is only held until a Command's socket takes its place
+		}
 		return runWorker(ctx, cfg, binds, os.NewFile(uintptr(n), "supervisor"))
 	}
 	p, err := thisProgram()
@@ -34,5 +39,5 @@ func run(ctx context.Context, cfg Config, binds []*bound) error {
 		cfg.Log.Warn("restart: this program cannot be run again, so it serves without a successor", "err", err)
 		return serveHere(ctx, cfg, binds)
 	}
-	return supervise(ctx, cfg, p)
+	return supervise(ctx, cfg, p, len(binds))
 }

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"reflect"
+	"slices"
 	"sync"
 )
 
@@ -76,14 +78,22 @@ func (w *worker) armed(ctx context.Context) error {
 	return nil
 }
 
-// shutdown ends every server, all at once, and waits for them.
+// shutdown ends every server, all at once, and waits for them. A packet socket is let
+// go of with its server: others may want its address while the rest still drains.
 func (w *worker) shutdown(ctx context.Context) error {
 	var (
 		wg   sync.WaitGroup
 		errs = make([]error, len(w.binds))
 	)
-	for i, s := range w.shutters() {
-		wg.Go(func() { errs[i] = s.Shutdown(ctx) })
+	for i, first := range w.servers() {
+		wg.Go(func() {
+			errs[i] = first.shutter().Shutdown(ctx)
+			for _, b := range w.binds {
+				if b.pc != nil && b.shares(first) {
+					b.pc.Close()
+				}
+			}
+		})
 	}
 	wg.Wait()
 	err := closeAll(w.binds)
@@ -91,58 +101,48 @@ func (w *worker) shutdown(ctx context.Context) error {
 	return errors.Join(append(errs, err)...)
 }
 
-type shutter interface{ Shutdown(context.Context) error }
-
-// shutters returns each server once, whatever it is bound to.
-func (w *worker) shutters() (all []shutter) {
-	seen := map[shutter]bool{}
+// servers are the servers, each by the first of its bindings, whatever else it is bound
+// to.
+func (w *worker) servers() (all []*bound) {
 	for _, b := range w.binds {
-		var s shutter
-		switch b.kind {
-		case kindStream:
-			s = b.server
-		case kindPacket:
-			s = b.packet
-		default:
-			continue
-		}
-		if !seen[s] {
-			seen[s] = true
-			all = append(all, s)
+		if b.kind != kindFile && !slices.ContainsFunc(all, b.shares) {
+			all = append(all, b)
 		}
 	}
 	return all
 }
 
+type shutter interface{ Shutdown(context.Context) error }
+
+// shutter is the server of a socket.
+func (b *bound) shutter() shutter {
+	if b.kind == kindPacket {
+		return b.packet
+	}
+	return b.server
+}
+
+// shares reports whether two sockets have the same server: from one Bind, or one that
+// can be compared. A func, say, can not.
+func (b *bound) shares(o *bound) bool {
+	return b.first == o.first || reflect.ValueOf(b.shutter()).Comparable() && b.shutter() == o.shutter()
+}
+
 // serverOf finds a server by the name of one of its bindings.
 func (w *worker) serverOf(name string) shutter {
 	for _, b := range w.binds {
-		switch {
-		case b.name != name:
-		case b.kind == kindStream:
-			return b.server
-		case b.kind == kindPacket:
-			return b.packet
+		if b.name == name && b.kind != kindFile {
+			return b.shutter()
 		}
 	}
 	return nil
 }
 
-// nameOf is the name of a server: that of its first binding.
-func (w *worker) nameOf(s shutter) string {
-	for _, b := range w.binds {
-		if (b.kind == kindStream && shutter(b.server) == s) || (b.kind == kindPacket && shutter(b.packet) == s) {
-			return b.name
-		}
-	}
-	return ""
-}
-
 // totals sums the counters of all servers that have some.
 func (w *worker) totals() map[string]int64 {
 	sum := map[string]int64{}
-	for _, s := range w.shutters() {
-		if t, ok := s.(interface{ Totals() map[string]int64 }); ok {
+	for _, b := range w.servers() {
+		if t, ok := b.shutter().(interface{ Totals() map[string]int64 }); ok {
 			for name, n := range t.Totals() {
 				sum[name] += n
 			}
@@ -153,8 +153,8 @@ func (w *worker) totals() map[string]int64 {
 
 // ticketKeys gives the keys to all servers that want them.
 func (w *worker) ticketKeys(keys [][32]byte) {
-	for _, s := range w.shutters() {
-		if t, ok := s.(interface{ TicketKeys([][32]byte) }); ok {
+	for _, b := range w.servers() {
+		if t, ok := b.shutter().(interface{ TicketKeys([][32]byte) }); ok {
 			t.TicketKeys(keys)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/holdfast-net/holdfast/internal/addr"
@@ -28,23 +29,62 @@ type socket struct {
 // sockets are all of them. The loop of the supervisor owns them.
 type sockets struct{ all []*socket }
 
-func (s *sockets) find(w want) *socket {
-	for _, have := range s.all {
-		if have.want == w || (have.given && have.Kind == w.Kind && (have.Name == w.Name || have.Addr == w.Addr)) {
-			return have
+// likeness is how near a socket is to what is wanted, from the nearest on. An address
+// that is held cannot be bound anew, so it is passed on under another name as well, or
+// with other parameters.
+var likeness = []func(have *socket, w want) bool{
+	func(have *socket, w want) bool { return have.want == w },
+	func(have *socket, w want) bool { return have.given && have.Name == w.Name },
+	func(have *socket, w want) bool { return w.Kind != kindFile && bare(have.Addr) == bare(w.Addr) },
+}
+
+// bare is an address without its parameters.
+func bare(address string) string {
+	address, _, _ = strings.Cut(address, "?")
+	return address
+}
+
+// match finds a socket for each want, each for one at most; nil is none.
+func (s *sockets) match(wants []want) []*socket {
+	found := make([]*socket, len(wants))
+	for _, like := range likeness {
+		for i, w := range wants {
+			if found[i] != nil {
+				continue
+			}
+			at := slices.IndexFunc(s.all, func(have *socket) bool {
+				return have.Kind == w.Kind && like(have, w) && !slices.Contains(found, have)
+			})
+			if at >= 0 {
+				found[i] = s.all[at]
+			}
 		}
 	}
-	return nil
+	return found
 }
 
 // missing are those that must be bound first; files come from the workers.
 func (s *sockets) missing(wants []want) (out []want) {
-	for _, w := range wants {
-		if w.Kind != kindFile && s.find(w) == nil {
-			out = append(out, w)
+	for i, have := range s.match(wants) {
+		if have == nil && wants[i].Kind != kindFile {
+			out = append(out, wants[i])
 		}
 	}
 	return out
+}
+
+// tcp are the addresses of the TCP sockets among them, as the system knows them.
+func (s *sockets) tcp(wants []want) (addresses []string) {
+	for _, have := range s.match(wants) {
+		if have == nil || have.Kind != kindStream {
+			continue
+		}
+		_, address, _ := describe(have.fd)
+		if address, ok := strings.CutPrefix(address, "tcp://"); ok {
+			addresses = append(addresses, address)
+		}
+	}
+	return addresses
 }
 
 func (s *sockets) add(made []*socket) { s.all = append(s.all, made...) }
@@ -65,7 +105,7 @@ func (s *sockets) adopt(given []*socket) { s.add(given) }
 
 // keep takes a file from the worker that opened it.
 func (s *sockets) keep(w want, fd int) {
-	if s.find(w) != nil {
+	if s.match([]want{w})[0] != nil {
 		unix.Close(fd)
 		return
 	}
@@ -75,33 +115,59 @@ func (s *sockets) keep(w want, fd int) {
 // batches are the sockets for a worker, in as many messages as it takes.
 func (s *sockets) batches(wants []want) iter.Seq2[[]want, []int] {
 	return func(yield func([]want, []int) bool) {
-		for part := range slices.Chunk(wants, maxFiles) {
+		found := s.match(wants)
+		for len(found) > 0 {
+			n := min(len(found), maxFiles)
 			var names []want
 			var fds []int
-			for _, w := range part {
-				if have := s.find(w); have != nil {
-					names, fds = append(names, w), append(fds, int(dup(uintptr(have.fd))))
+			for i, have := range found[:n] {
+				if have != nil {
+					names, fds = append(names, wants[i]), append(fds, int(dup(uintptr(have.fd))))
 				}
 			}
 			if len(fds) > 0 && !yield(names, fds) {
 				return
 			}
+			found, wants = found[n:], wants[n:]
 		}
 	}
 }
 
-// keepOnly closes what the generation that serves does not want, after a commit.
-func (s *sockets) keepOnly(wants []want) {
+// keepOnly closes what the generation that serves does not want, after a commit; the
+// others are from now on what it calls them.
+func (s *sockets) keepOnly(wants []want) (err error) {
+	found := s.match(wants)
 	s.all = slices.DeleteFunc(s.all, func(have *socket) bool {
-		have.fresh = false
-		for _, w := range wants {
-			if s.find(w) == have {
-				return false
-			}
+		at := slices.Index(found, have)
+		if at < 0 {
+			have.close()
+			return true
 		}
-		have.close()
-		return true
+		have.fresh = false
+		err = errors.Join(err, have.become(wants[at]))
+		return false
 	})
+	return err
+}
+
+// become gives a socket another name or mode. What systemd gave stays what that calls it.
+func (s *socket) become(w want) error {
+	if s.given || s.want == w {
+		return nil
+	}
+	s.want = w
+	a, err := addr.Parse(w.Addr)
+	if err != nil {
+		return err
+	}
+	o, err := options(a)
+	if err != nil || o.Mode == 0 {
+		return err
+	}
+	if info, err := os.Lstat(a.Addr); err != nil || info.Mode()&os.ModeSocket == 0 {
+		return nil // it is not there any more, or another's
+	}
+	return os.Chmod(a.Addr, o.Mode)
 }
 
 // rollBack closes what only the successor wanted.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/holdfast-net/holdfast/internal/backoff"
+	"github.com/holdfast-net/holdfast/internal/certs"
 	"github.com/holdfast-net/holdfast/internal/spool"
 )
 
@@ -22,6 +23,7 @@ import (
 type supervisor struct {
 	cfg     Config
 	program program
+	reserve int // descriptors that a worker leaves free for a Command
 	events  chan func()
 	done    chan struct{} // closed when the loop has ended
 	tasks   sync.WaitGroup
@@ -37,7 +39,7 @@ type supervisor struct {
 	parked bool       // the next restart waits for an old generation to be gone
 
 	sockets sockets
-	keys    *keyring
+	keys    [][32]byte       // of TLS tickets, newest first; only ever in memory and on the link
 	totals  map[string]int64 // of the generations that are gone
 
 	crashes  int // in a row
@@ -79,7 +81,7 @@ var respawnAfter = backoff.Policy{Base: 50 * time.Millisecond, Max: 30 * time.Se
 // stable is how long a worker must serve before its predecessors' crashes are forgotten.
 const stable = 10 * time.Second
 
-func supervise(ctx context.Context, cfg Config, program program) error {
+func supervise(ctx context.Context, cfg Config, program program, sockets int) error {
 	log, endLog := spool.New(cfg.Log) // what blocks a log must not block a restart
 	defer endLog(time.Second)
 	cfg.Log = log
@@ -88,12 +90,13 @@ func supervise(ctx context.Context, cfg Config, program program) error {
 		events: make(chan func()), done: make(chan struct{}), notices: make(chan Event, maxNotices),
 		totals: map[string]int64{}, history: history{started: time.Now()},
 		systemd: newSystemd(), pidfile: &pidFile{path: cfg.PIDFile},
+		keys: certs.RotateTickets(nil),
+	}
+	if len(cfg.Command.Args) > 0 {
+		s.reserve = sockets + growth
 	}
 	err := s.pidfile.check()
 	if err != nil {
-		return err
-	}
-	if s.keys, err = newKeyring(); err != nil {
 		return err
 	}
 	if s.control, err = listenControl(cfg, s.handle); err != nil {
@@ -115,6 +118,9 @@ func supervise(ctx context.Context, cfg Config, program program) error {
 	}
 	return s.err
 }
+
+// growth is how many sockets a Command may be given more than in the beginning.
+const growth = 16
 
 // maxNotices is how many events may wait for Config.Observe; further ones are dropped.
 const maxNotices = 256
@@ -270,7 +276,9 @@ func (s *supervisor) commit() {
 	old, g := s.current, s.next
 	s.current, s.next = g, nil
 	g.phase = serving
-	s.sockets.keepOnly(g.wants)
+	if err := s.sockets.keepOnly(g.wants); err != nil {
+		s.cfg.Log.Error("restart: the mode of a socket's file", "err", err)
+	}
 	if old != nil {
 		s.retire(old, g)
 	}
@@ -305,7 +313,7 @@ func (s *supervisor) retire(old, to *generation) {
 			return
 		}
 	}
-	old.leave(s.cfg.Timeouts.Drain, nil)
+	old.leave(s.cfg.Timeouts.Drain)
 }
 
 // followUp starts the restart that was asked for during the last one.
@@ -422,7 +430,7 @@ func (s *supervisor) leaveAll(drain time.Duration, err error) {
 	if !s.stopping {
 		s.stopping = true
 		s.err = err
-		s.systemd.notify("STOPPING=1")
+		s.systemd.stopping(drain + s.cfg.Timeouts.Stop)
 		s.happened(Stopping, nil, err)
 		s.sockets.close() // who connects now is refused, as soon as the workers close theirs
 	}
@@ -431,7 +439,7 @@ func (s *supervisor) leaveAll(drain time.Duration, err error) {
 			g.kill()
 			continue
 		}
-		g.leave(drain, nil)
+		g.leave(drain)
 	}
 }
 
@@ -441,7 +449,7 @@ func (s *supervisor) cut(g *generation, why error) {
 	if g.cutErr == nil {
 		g.cutErr = why
 		s.happened(Cut, g, why)
-		g.leave(min(s.cfg.Timeouts.Stop, s.cfg.Timeouts.Drain), nil)
+		g.leave(min(s.cfg.Timeouts.Stop, s.cfg.Timeouts.Drain))
 	}
 }
 
@@ -453,14 +461,15 @@ func (s *supervisor) answer(to *[]*request, r Result) {
 	*to = nil
 }
 
+// keyLife is how long a key seals tickets. It opens them for a week, as those of
+// crypto/tls do.
+const keyLife = 24 * time.Hour
+
 func (s *supervisor) rotateKeys() {
-	if err := s.keys.rotate(); err != nil {
-		s.cfg.Log.Error("restart: rotate the ticket keys", "err", err)
-		return
-	}
+	s.keys = certs.RotateTickets(s.keys)
 	for _, g := range s.gens {
 		if g.protocol.has(featureKeys) {
-			g.tell(msgKeys, s.keys.keys)
+			g.tell(msgKeys, s.keys)
 		}
 	}
 }

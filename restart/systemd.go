@@ -59,6 +59,12 @@ func (s *systemd) reloading() {
 	s.notify(fmt.Sprintf("RELOADING=1\nMONOTONIC_USEC=%d", now.Nano()/1000))
 }
 
+// stopping tells that the service ends, and how long that may take: more than the
+// manager would wait by itself.
+func (s *systemd) stopping(most time.Duration) {
+	s.notify(fmt.Sprintf("STOPPING=1\nEXTEND_TIMEOUT_USEC=%d", most.Microseconds()))
+}
+
 func (s *systemd) watchdog() (<-chan time.Time, func()) {
 	if s.every == 0 {
 		return nil, func() {}

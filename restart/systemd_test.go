@@ -59,6 +59,10 @@ func (m *manager) said() (news []string) {
 	return slices.DeleteFunc(slices.Clone(m.news), func(n string) bool { return n == "WATCHDOG=1" })
 }
 
+func (m *manager) heardOfTheEnd() bool {
+	return slices.ContainsFunc(m.said(), func(n string) bool { return strings.HasPrefix(n, "STOPPING=1") })
+}
+
 func (m *manager) watched() int {
 	all := len(m.said())
 	m.mu.Lock()
@@ -85,7 +89,7 @@ func TestSystemdIsNotified(t *testing.T) {
 	s.until("the watchdog was fed", func() bool { return m.watched() > 3 })
 	s.stop()
 
-	s.until("the last word came", func() bool { return slices.Contains(m.said(), "STOPPING=1") })
+	s.until("the last word came", m.heardOfTheEnd)
 	news := m.said()
 	want := []string{
 		"READY=1\nSTATUS=generation 1 serves",
@@ -93,7 +97,7 @@ func TestSystemdIsNotified(t *testing.T) {
 		"READY=1\nSTATUS=generation 2 serves",
 		"RELOADING=1\nMONOTONIC_USEC=",
 		"READY=1\nSTATUS=the restart failed: the database is away and the cache too",
-		"STOPPING=1",
+		"STOPPING=1\nEXTEND_TIMEOUT_USEC=7000000", // the drain and the time to end it
 	}
 	if !slices.EqualFunc(news, want, strings.HasPrefix) {
 		t.Fatalf("systemd heard\n%q, want\n%q", news, want)
@@ -122,7 +126,7 @@ func TestSystemdHearsOfARestartThatWaits(t *testing.T) {
 	s.mustRestart()
 	s.mustRestart() // the first generation is cut for it
 	s.stop()
-	s.until("the last word came", func() bool { return slices.Contains(m.said(), "STOPPING=1") })
+	s.until("the last word came", m.heardOfTheEnd)
 	var kinds []string
 	for _, n := range m.said() {
 		kind, _, _ := strings.Cut(n, "\n")

@@ -11,21 +11,23 @@ import (
 	"os/signal"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/holdfast-net/holdfast/internal/spool"
-	"golang.org/x/sys/unix"
 )
 
 // underling is a worker under a supervisor.
 type underling struct {
 	worker
+	parent   int // the supervisor's pid
 	link     *link
 	protocol version
 	messages chan message  // closed when the link breaks
 	arriving chan struct{} // closed when the predecessor has handed over; obey's
 	tasks    sync.WaitGroup
+
+	saving sync.Mutex // held while State.Save runs: one at a time
+	forget func()     // ends the Save that was asked for last; obey's
 }
 
 const totalsEvery = time.Second
@@ -35,6 +37,7 @@ var errOrphaned = errors.New("restart: the supervisor is gone")
 
 // runWorker is Run in a worker.
 func runWorker(ctx context.Context, cfg Config, binds []*bound, file *os.File) error {
+	parent := os.Getppid() // before it is greeted, and so while it lives
 	log, endLog := spool.New(cfg.Log)
 	defer endLog(time.Second)
 	cfg.Log = log
@@ -43,7 +46,7 @@ func runWorker(ctx context.Context, cfg Config, binds []*bound, file *os.File) e
 		return err
 	}
 	w := &underling{
-		worker: worker{cfg: cfg, binds: binds, log: cfg.Log}, link: l,
+		worker: worker{cfg: cfg, binds: binds, log: cfg.Log}, parent: parent, link: l,
 		messages: make(chan message), arriving: make(chan struct{}),
 	}
 	close(w.arriving) // nothing is, yet
@@ -58,6 +61,7 @@ func runWorker(ctx context.Context, cfg Config, binds []*bound, file *os.File) e
 	if err != nil {
 		l.tell(msgFailed, clip(err.Error()))
 	}
+	cancel(nil) // what still saves does so for nobody
 	close(stop)
 	l.close()
 	w.tasks.Wait()
@@ -120,7 +124,7 @@ func (w *underling) run(ctx context.Context) error {
 
 // greet tells the supervisor what this worker serves.
 func (w *underling) greet() error {
-	h := hello{Protocol: protocol, Load: w.cfg.State.Load != nil, Command: len(w.cfg.Command.Args) > 0}
+	h := hello{Protocol: protocol, Load: w.cfg.State.Load != nil}
 	for _, b := range w.binds {
 		h.Wants = append(h.Wants, b.want())
 	}
@@ -164,7 +168,10 @@ func (w *underling) inherit() (state []byte, err error) {
 // adopt makes listeners of the descriptors.
 func (w *underling) adopt(m message) error {
 	wants, err := decode[[]want](m)
-	if err == nil && len(wants) != len(m.files) {
+	switch {
+	case m.lost:
+		err = errLost
+	case err == nil && len(wants) != len(m.files):
 		err = fmt.Errorf("restart: %d sockets came with %d descriptors", len(wants), len(m.files))
 	}
 	if err != nil {
@@ -187,12 +194,9 @@ func (w *underling) give(have want, f *os.File) (err error) {
 			continue
 		}
 		switch {
-		case w.cfg.Command.Args != nil:
-			b.raw = f
+		case len(w.cfg.Command.Args) > 0, b.kind == kindFile:
+			b.raw = f // for the program, or the user
 			return nil
-		case b.kind == kindFile:
-			b.raw = f
-			return nil // the user has it
 		}
 		defer f.Close()
 		if b.kind == kindPacket {
@@ -293,9 +297,7 @@ func (w *underling) obey(ctx context.Context, failed <-chan error) error {
 				to.close()
 				defer time.AfterFunc(drain, cut).Stop()
 			default:
-				if err := w.heed(ctx, m); err != nil {
-					return err
-				}
+				w.heed(ctx, m)
 			}
 		case err := <-failed:
 			if cut == nil {
@@ -306,7 +308,7 @@ func (w *underling) obey(ctx context.Context, failed <-chan error) error {
 			return err
 		case <-asked: // the user's ctx: the whole service is to end
 			asked = nil
-			if messages != nil {
+			if context.Cause(ctx) != errOrphaned {
 				w.link.tell(msgAsk, "stop")
 			}
 		case <-tick.C:
@@ -315,18 +317,21 @@ func (w *underling) obey(ctx context.Context, failed <-chan error) error {
 	}
 }
 
-// heed does one thing that the supervisor says.
-func (w *underling) heed(ctx context.Context, m message) error {
+// heed does one thing that the supervisor says. What goes wrong with it is no reason
+// to leave those who are served: a supervisor that is gone is noticed by its link.
+func (w *underling) heed(ctx context.Context, m message) {
 	switch m.kind {
 	case msgPause:
 		w.pause()
-		return w.link.tell(msgPaused, nil)
+		w.link.tell(msgPaused, nil)
 	case msgResume:
 		w.resume()
 	case msgKeys:
-		return w.takeKeys(m)
+		if err := w.takeKeys(m); err != nil {
+			w.log.Error("restart: the ticket keys", "err", err)
+		}
 	case msgSave:
-		w.tasks.Go(func() { w.save(ctx) })
+		w.saveFor(ctx, m.body)
 	case msgReopen:
 		w.tasks.Go(func() {
 			if err := w.cfg.reopen(); err != nil {
@@ -334,23 +339,17 @@ func (w *underling) heed(ctx context.Context, m message) error {
 			}
 		})
 	case msgTake:
-		if len(m.files) != 1 {
-			break
+		if from := w.linkTo("predecessor", m); from != nil {
+			arriving := make(chan struct{})
+			w.arriving = arriving
+			w.tasks.Go(func() {
+				defer close(arriving)
+				w.takeOver(from)
+			})
 		}
-		from, err := newLink(os.NewFile(uintptr(m.files[0]), "predecessor"))
-		if err != nil {
-			return err
-		}
-		arriving := make(chan struct{})
-		w.arriving = arriving
-		w.tasks.Go(func() {
-			defer close(arriving)
-			w.takeOver(from)
-		})
-		return nil
+	default:
+		closeFiles(m.files)
 	}
-	closeFiles(m.files)
-	return nil
 }
 
 func (w *underling) pause() {
@@ -373,6 +372,7 @@ func (w *underling) resume() {
 
 // closeListeners lets go of the addresses at once, however long the drain takes: they
 // are the successor's, or a new supervisor's, or nobody's, and then clients are refused.
+// A packet socket is also how its server answers: it is closed with that.
 func (w *underling) closeListeners() {
 	for _, b := range w.binds {
 		if b.ln != nil {
@@ -390,7 +390,23 @@ func (w *underling) takeKeys(m message) error {
 	return nil
 }
 
-func (w *underling) save(ctx context.Context) {
+// saveFor saves the state for the successor that the body of msgSave names. An earlier
+// one has failed if another asks: nobody waits for its state any more.
+func (w *underling) saveFor(ctx context.Context, whom []byte) {
+	if w.forget != nil {
+		w.forget()
+	}
+	ctx, w.forget = context.WithCancel(ctx)
+	w.tasks.Go(func() {
+		w.saving.Lock()
+		defer w.saving.Unlock()
+		if ctx.Err() == nil {
+			w.save(ctx, whom)
+		}
+	})
+}
+
+func (w *underling) save(ctx context.Context, whom []byte) {
 	var state []byte
 	if w.cfg.State.Save != nil {
 		blob, err := w.cfg.State.Save(ctx)
@@ -402,88 +418,11 @@ func (w *underling) save(ctx context.Context) {
 		}
 		state = blob
 	}
-	w.link.send(message{kind: msgState, body: state})
+	w.link.send(message{kind: msgState, body: slices.Concat(whom, state)})
 }
 
 func (w *underling) sendTotals() {
 	if w.protocol.has(featureTotals) {
 		w.link.tell(msgTotals, w.totals())
 	}
-}
-
-func (w *underling) leaveTerms(m message) (time.Duration, *link) {
-	drain := w.cfg.Timeouts.Drain
-	if terms, err := decode[leave](m); err == nil {
-		drain = time.Duration(terms.Drain)
-	}
-	if len(m.files) != 1 {
-		closeFiles(m.files)
-		return drain, nil
-	}
-	to, err := newLink(os.NewFile(uintptr(m.files[0]), "successor"))
-	if err != nil {
-		return drain, nil
-	}
-	return drain, to
-}
-
-// leave passes on what can be passed on, drains the rest and ends every server.
-func (w *underling) leave(ctx context.Context, drain time.Duration, to *link, arriving <-chan struct{}) error {
-	w.pause()
-	w.closeListeners()
-	if to != nil {
-		select { // what is still arriving goes on with the rest
-		case <-arriving:
-		case <-time.After(drain / 4):
-		case <-ctx.Done():
-		}
-		w.handOver(ctx, drain/2, to)
-	}
-	return w.shutdown(ctx)
-}
-
-// handOver lets every server pass its connections on, for a part of the drain: a
-// connection that is busy for longer says goodbye instead.
-func (w *underling) handOver(ctx context.Context, limit time.Duration, to *link) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	s := newSender(to)
-	start := time.Now()
-	var wg sync.WaitGroup
-	for _, server := range w.shutters() {
-		m, ok := server.(Mover)
-		if !ok {
-			continue
-		}
-		name := w.nameOf(server)
-		wg.Go(func() {
-			err := m.HandOver(ctx, func(state []byte, conns ...syscall.Conn) error { return s.send(name, state, conns) })
-			if err != nil {
-				w.log.Warn("restart: hand over", "server", name, "err", err)
-			}
-		})
-	}
-	stop := context.AfterFunc(ctx, s.giveUp)
-	wg.Wait()
-	stop()
-	s.close()
-	w.log.Info("restart: handed over", "connections", s.taken.Load(), "took", time.Since(start))
-}
-
-// takeOver takes what the predecessor passes on.
-func (w *underling) takeOver(from *link) {
-	taken, err := receiveConns(from, func(name string, state []byte, fds []int) error {
-		m, ok := w.serverOf(name).(Mover)
-		if !ok {
-			return fmt.Errorf("restart: there is no %q that takes connections", name)
-		}
-		for _, fd := range fds {
-			unix.SetNonblock(fd, true)
-		}
-		return m.TakeOver(state, fds)
-	})
-	if err != nil {
-		w.log.Warn("restart: take over", "err", err)
-	}
-	w.log.Info("restart: took over", "connections", taken)
 }

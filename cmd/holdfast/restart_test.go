@@ -3,8 +3,12 @@
 package main
 
 import (
+	"bufio"
 	"crypto/tls"
+	"fmt"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -120,6 +124,60 @@ func TestRestartTimesOut(t *testing.T) {
 		t.Errorf("the status is %+v", state)
 	}
 	dialTo(t, "unix", s.sock()).exchange("PING\n", "PONG\n")
+}
+
+// Without --wait it is asked for and not waited for.
+func TestRestartIsAskedFor(t *testing.T) {
+	t.Parallel()
+	s := startEcho(t)
+	if out := s.must("restart", "echo"); out != fmt.Sprintf("asked echo (pid %d) for a restart\n", s.cmd.Process.Pid) {
+		t.Errorf("it says %q", out)
+	}
+	s.log.await(t, `"restart: committed" generation=2`)
+	busy := dialTo(t, "unix", s.sock())
+	busy.exchange("PING\nPI", "PONG\n")
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	s.log.await(t, "restart: stopping")
+	if _, errs, code := s.ask("restart", "echo"); code != exitFailed || !strings.Contains(errs, "the service is stopping") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
+// A pid that comes over the socket of a container is another's here: nobody is signaled.
+func TestRestartSignalsNobody(t *testing.T) {
+	t.Parallel()
+	bystander := exec.Command("sleep", "60")
+	if err := bystander.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s := newService(t)
+	ln, err := net.Listen("unix", s.sock())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	asked := make(chan string, 2)
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			order, _ := bufio.NewReader(conn).ReadString('\n')
+			fmt.Fprintf(conn, `{"ok":true,"name":"boxed","pid":%d}`+"\n", bystander.Process.Pid)
+			asked <- order
+			conn.Close()
+		}
+	}()
+	s.must("restart", "--admin", s.sock())
+	if first, second := <-asked, <-asked; !strings.Contains(first, "status") || !strings.Contains(second, "begin") {
+		t.Errorf("it was asked for %q and %q", first, second)
+	}
+	bystander.Process.Kill()
+	bystander.Wait()
+	if status := bystander.ProcessState.String(); status != "signal: killed" {
+		t.Errorf("somebody else was ended: %s", status)
+	}
 }
 
 // A drain lets what has begun end; who connects then is refused.

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"maps"
 	"net"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -75,8 +74,8 @@ func (p *program) runCommand() *cobra.Command {
 		Use:   "run [-l NAME=ADDR[,…]] -- COMMAND [ARG…]",
 		Short: "Run a server, in any language, that is restarted without being down",
 		Long: `Binds the addresses and runs COMMAND with them, as systemd passes sockets: from
-descriptor 3 on, with LISTEN_FDS, LISTEN_FDNAMES, LISTEN_PID and NOTIFY_SOCKET (and
-EINHORN_FD_COUNT, EINHORN_FD_n).
+descriptor 3 on, with LISTEN_FDS, LISTEN_FDNAMES and LISTEN_PID (and EINHORN_FD_COUNT,
+EINHORN_FD_n); with --ready notify NOTIFY_SOCKET, too.
 
 On HUP, USR1 or "holdfast restart" it is run again. When the new one is ready and has
 lived for --confirm, the old one is asked to stop; if it is not, or dies, the old one
@@ -259,7 +258,7 @@ type restartDone struct {
 
 func (p *program) restartService(ctx context.Context, o controlOptions) error {
 	if !o.wait {
-		return p.signalRestart(ctx, o)
+		return p.beginRestart(ctx, o)
 	}
 	r, err := restart.Restart(ctx, o.admin)
 	if err != nil {
@@ -283,17 +282,14 @@ type restartAsked struct {
 	PID    int    `json:"pid"` // of the supervisor
 }
 
-// signalRestart asks and does not wait: how it goes is in the log, and in status.
-func (p *program) signalRestart(ctx context.Context, o controlOptions) error {
+// beginRestart asks and does not wait: how it goes is in the log, and in status. The pid
+// is only to be shown: in a container it is not that of any process here.
+func (p *program) beginRestart(ctx context.Context, o controlOptions) error {
 	s, err := restart.Ask(ctx, o.admin)
 	if err != nil {
 		return err
 	}
-	process, err := os.FindProcess(s.PID)
-	if err != nil {
-		return err
-	}
-	if err := process.Signal(restartSignal); err != nil {
+	if err := restart.Begin(ctx, o.admin); err != nil {
 		return err
 	}
 	if o.json {

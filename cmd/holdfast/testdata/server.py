@@ -41,7 +41,9 @@ class Server(socketserver.ThreadingTCPServer):
 
 
 def ready():
-    path = os.environ["NOTIFY_SOCKET"]
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
         s.sendto(b"READY=1", "\0" + path[1:] if path[0] == "@" else path)
 

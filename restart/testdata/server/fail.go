@@ -89,10 +89,21 @@ func soon(fail string) {
 			time.AfterFunc(moment, func() { unix.Write(spare, []byte("GET / HTTP/1.1\r\n\r\n")) })
 		case "garbage later":
 			time.AfterFunc(500*time.Millisecond, func() { unix.Write(spare, []byte("GET / HTTP/1.1\r\n\r\n")) })
+		case "eat files":
+			time.AfterFunc(moment, eatFiles)
 		case "ready twice":
 			time.AfterFunc(moment, func() { raw(2, 0); raw(2, 0) })
 		case "crash soon":
 			time.AfterFunc(4*moment, func() { os.Exit(5) })
 		}
 	})
+}
+
+// eatFiles leaves no descriptor for anything else.
+func eatFiles() {
+	for {
+		if _, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return
+		}
+	}
 }

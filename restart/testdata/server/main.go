@@ -42,7 +42,7 @@ type mode struct {
 	Fail     string   // one of the misfortunes
 	Addrs    []string // instead of those of the settings
 	Protocol int      // another version than this build's
-	Save     string   // "hang", "fail", "huge" or "empty"
+	Save     string   // "hang", "late", "fail", "huge" or "empty"
 }
 
 var (
@@ -146,13 +146,18 @@ func start(ctx context.Context) error {
 }
 
 // What one generation knows: how many have been before it.
-var lives atomic.Int64
+var lives, saves atomic.Int64
 
 func save(ctx context.Context) ([]byte, error) {
 	switch now.Save {
 	case "hang":
 		<-ctx.Done()
 		return nil, ctx.Err()
+	case "late":
+		n := saves.Add(1)
+		fmt.Fprintln(os.Stderr, "save", n)
+		time.Sleep(time.Duration(n) * 700 * time.Millisecond)
+		return fmt.Appendf(nil, "%d", 100*n), nil
 	case "fail":
 		return nil, errors.New("the state cannot be told")
 	case "huge":
