@@ -156,6 +156,7 @@ func gated() (srv *serve.Server, at chan struct{}, let chan struct{}) {
 func TestMoveWithUnreadBytes(t *testing.T) {
 	leak.Check(t)
 	story := "wait\nsecond\nthird\n"
+	moved := 0 // messages that had come and were not handled here
 	for cut := len("wait\n"); cut <= len(story); cut++ {
 		a, at, let := gated()
 		b := echoes()
@@ -171,12 +172,19 @@ func TestMoveWithUnreadBytes(t *testing.T) {
 		}
 		c.write(story[cut:])
 		c.expect(story)
-		if am, bm := a.Stats().Messages, b.Stats().Messages; am != 1 || bm != 2 {
-			t.Errorf("cut at %d: %d and %d messages were handled, want 1 and 2", cut, am, bm)
+		am, bm := a.Stats().Messages, b.Stats().Messages
+		if am+bm != 3 || am > 2 { // a second one may begin before the order is heard
+			t.Errorf("cut at %d: %d and %d messages were handled, want 3 in all", cut, am, bm)
+		}
+		if am == 1 && cut >= len("wait\nsecond\n") {
+			moved++
 		}
 		c.Close()
 		b.Shutdown(t.Context())
 		a.Close()
+	}
+	if moved == 0 {
+		t.Error("nothing that had come moved")
 	}
 }
 
