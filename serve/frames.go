@@ -134,10 +134,11 @@ func (c *Conn) leaving() bool {
 // error ends it.
 func (c *Conn) boundary(ctx context.Context) error {
 	c.takeOrders()
+	leaving := c.leaving() // looked at first: a passage begins before Draining does
 	if p := c.srv.passing.Load(); p != nil && p != c.tried && c.move(p) {
 		return errMoved
 	}
-	if !c.leaving() {
+	if !leaving {
 		return nil
 	}
 	if !c.said.Swap(true) {

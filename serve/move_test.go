@@ -98,7 +98,7 @@ func TestMoveUnderLoad(t *testing.T) {
 		})
 	}
 	eventually(t, "all are served", func() bool { return srv.Stats().Open == clients })
-	for range 8 {
+	for range 20 {
 		next := successor(t, echoes())
 		if err := handOver(t, srv, to(next)); err != nil {
 			t.Error(err)
