@@ -28,7 +28,7 @@ func main() {
 	flag.Parse()
 
 	var reports []report
-	for _, r := range slices.Concat(clientRows(), serverRows(), redisRows()) {
+	for _, r := range slices.Concat(clientRows(), serverRows(), redisRows(), pipelineRows()) {
 		if !strings.Contains(r.name, *only) {
 			continue
 		}

@@ -158,6 +158,8 @@ func (r report) verdict() string {
 		return "missed"
 	case r.row.cpuBar > 0 && median(r.cpuRatios) > r.row.cpuBar:
 		return fmt.Sprintf("missed: CPU %.2f×", median(r.cpuRatios))
+	case r.row.bar == 0 && r.row.limit == 0 && !r.row.zeroAllocs:
+		return "reported"
 	case r.row.bar == 0 || ratio <= r.row.bar:
 		return "met"
 	case ratio <= r.row.bar*1.03 && q1 <= r.row.bar:
