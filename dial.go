@@ -100,11 +100,18 @@ func (c *Cluster) connectFailed(ctx context.Context, n *Node, least time.Duratio
 	case errors.Is(end, context.Canceled):
 		e.Err, e.Class = end, c.cfg.Retry.Classify(end)
 	}
-	n.totals.dialFailures.Add(1)
 	event.Err = e
+	c.connectBlamed(n, !e.Class.local() && !late(ctx) && !(e.Timeout() && ended(ctx) != nil && event.Duration < least), e, event)
+	c.settle()
+	return e
+}
+
+// connectBlamed enters a failed connect in the books, and holds it against the node if
+// that is to blame.
+func (c *Cluster) connectBlamed(n *Node, blame bool, e *Error, event Event) {
+	n.totals.dialFailures.Add(1)
 	c.mu.Lock()
 	event.Attempt = n.failures + 1
-	blame := !e.Class.local() && !late(ctx) && !(e.Timeout() && ended(ctx) != nil && event.Duration < least)
 	if blame {
 		n.connectFailedLocked(e)
 	}
@@ -113,8 +120,6 @@ func (c *Cluster) connectFailed(ctx context.Context, n *Node, least time.Duratio
 	if blame {
 		n.report(clock(), -1, e)
 	}
-	c.settle()
-	return e
 }
 
 // late reports whether ctx should have ended much earlier: then this host was

@@ -54,6 +54,7 @@ type Node struct {
 	state    State              // as last announced; derive says what it is
 	lastErr  *Error             // of the last failed connect or exchange
 	failures int                // connects failed since one was stable: the backoff's exponent
+	failedAt time.Duration      // clock() of the last failed connect; 0 when none
 	retryAt  time.Duration      // clock() before which no connect is tried; 0 when none
 	refill   []time.Duration    // clock() of the background connects that replace broken connections
 	ejected  bool               // by its failures; check.down is by its checks
@@ -184,6 +185,7 @@ func (n *Node) connectedLocked() {
 // before it was of any use, and starts the backoff.
 func (n *Node) connectFailedLocked(err *Error) {
 	n.lastErr = err
+	n.failedAt = clock()
 	n.retryAt = clock() + n.c.cfg.Backoff.delay(n.failures)
 	n.failures++
 	n.changedLocked("connect failed", err)

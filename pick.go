@@ -31,6 +31,19 @@ func (c *Cluster) Pick(key uint64, tried []*Node) (Lease, error) {
 	return Lease{}, c.noNode(tried)
 }
 
+// PickAddr is Pick of the node that is dialed at addr, whatever its health: for
+// connections that are there already, such as those a predecessor handed over. ok is
+// false if there is none.
+func (c *Cluster) PickAddr(addr string) (l Lease, ok bool) {
+	c.begin()
+	n := c.nodeAt(addr)
+	if n == nil {
+		return Lease{}, false
+	}
+	n.inflight.Add(1)
+	return Lease{n}, true
+}
+
 // Node returns the chosen node.
 func (l Lease) Node() *Node { return l.n }
 
@@ -41,6 +54,44 @@ func (l Lease) Node() *Node { return l.n }
 // not end the lease.
 func (l Lease) Dial(ctx context.Context, handshake func(context.Context, *Conn) error) (*Conn, error) {
 	return l.n.c.connect(ctx, l.n, l.n.c.cfg.Timeouts.least(), handshake)
+}
+
+// Plain reports whether a connection to the node is no more than one to its Addr, with
+// these options: no TLS, no Config.Dial, no Config.Handshake. Who runs sockets by other
+// means than package net may connect by itself then, and says how it went by
+// [Lease.Dialed].
+func (l Lease) Plain() (options Socket, ok bool) {
+	cfg := &l.n.c.cfg
+	return cfg.Socket, cfg.Dial == nil && cfg.Handshake == nil && !l.n.endpoint.Load().TLS
+}
+
+// Dialed tells of a connect to the node that was made without Dial and took d. Like one
+// of Dial's, a failure starts the node's backoff and counts against it, unless it is
+// this host's. It returns at once: what Config.Observe is told of it is told by another
+// goroutine.
+func (l Lease) Dialed(d time.Duration, err error) {
+	n, c := l.n, l.n.c
+	n.totals.dials.Add(1)
+	event := Event{Kind: EventDial, Node: n, Duration: d}
+	if err == nil {
+		n.dialTimes.Record(d)
+		c.mu.Lock()
+		event.Attempt = n.failures + 1
+		if clock()-n.failedAt >= c.cfg.Backoff.StableAfter {
+			n.stableLocked() // nobody tells how long it lasted: it is long since one failed
+		}
+		n.connectedLocked()
+		c.emitLocked(event)
+		c.mu.Unlock()
+	} else {
+		e := n.dialError(PhaseDial, err)
+		event.Err = e
+		c.connectBlamed(n, !e.Class.local(), e, event)
+	}
+	c.publish()
+	if !c.unseen {
+		c.wakeup()
+	}
 }
 
 // Report tells how the node fared: d feeds its latency unless it is negative, err

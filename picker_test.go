@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -165,14 +166,12 @@ func TestCustomPickerIsBounded(t *testing.T) {
 		inWorld(t, 2, func(t *testing.T, w *world) {
 			source := newFeed()
 			source.set(w.servers[0].addr, w.servers[1].addr)
-			var first *holdfast.Node
+			var first atomic.Pointer[holdfast.Node] // views may be built at the same time
 			c := w.clusterFrom(holdfast.Config{Picker: func(nodes []*holdfast.Node) choice {
-				if first == nil {
-					first = nodes[0]
-				}
+				first.CompareAndSwap(nil, nodes[0])
 				return func(_ uint64, tried []*holdfast.Node) *holdfast.Node {
-					if !slices.Contains(tried, first) {
-						return first
+					if n := first.Load(); !slices.Contains(tried, n) {
+						return n
 					}
 					return nodes[len(nodes)-1]
 				}

@@ -27,6 +27,7 @@ type listener struct {
 	deadline  time.Time     // the server's
 	paused    chan struct{} // closed on resume; nil while not paused
 	accepting int           // calls that may return a connection
+	tell      func(bool)    // of a server that accepts by itself, from the socket
 	quiet     chan struct{} // closed when none may; nil unless a pause waits for that
 }
 
@@ -101,7 +102,11 @@ func (l *listener) pause() {
 		quiet = l.quiet
 	}
 	l.limited.SetDeadline(time.Unix(1, 0)) // a deadline is this process's, not the socket's
+	tell := l.tell
 	l.mu.Unlock()
+	if tell != nil {
+		tell(false)
+	}
 	if quiet != nil {
 		<-quiet // Accept returns at once
 	}
@@ -109,12 +114,28 @@ func (l *listener) pause() {
 
 func (l *listener) resume() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.limited.SetDeadline(l.deadline)
 	if l.paused != nil {
 		close(l.paused)
 		l.paused = nil
 	}
+	tell := l.tell
+	l.mu.Unlock()
+	if tell != nil {
+		tell(true)
+	}
+}
+
+// Accepting is for servers that accept from the socket itself instead of calling
+// Accept: tell is called with true when they may, and with false when they must not,
+// which holds once it returns. It is called at once, and never by two goroutines.
+func (l *listener) Accepting(tell func(may bool)) {
+	l.mu.Lock()
+	l.tell = tell
+	paused := l.paused != nil
+	l.mu.Unlock()
+	tell(!paused)
+	l.arm.Do(func() { close(l.armed) })
 }
 
 // SetDeadline is for servers that bound an Accept, as serve does when it is out of

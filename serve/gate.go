@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/holdfast-net/holdfast/internal/sockopt"
 )
 
 // Limits are who may connect, and how many. 0 is the default, negative is none.
@@ -61,7 +63,7 @@ const spareFiles = 200
 func (l Limits) withDefaults() Limits {
 	l.Allow, l.Deny = unmapped(l.Allow), unmapped(l.Deny)
 	if l.MaxConns == 0 {
-		l.MaxConns = max(maxFiles()-spareFiles, 1)
+		l.MaxConns = max(sockopt.MaxFiles()-spareFiles, 1)
 	}
 	if l.MaxHandshakes == 0 {
 		l.MaxHandshakes = 256
@@ -81,12 +83,13 @@ func (l Limits) withDefaults() Limits {
 //	if err := pass.Admit(client); err != nil { … close … }
 //
 // Nothing allocates once a client is known. The zero value has the default limits;
-// Limits must not change after first use. All methods may be called concurrently.
+// Limits must not change after first use, but by Update. All methods may be called
+// concurrently.
 type Gate struct {
 	Limits Limits
 
 	once sync.Once
-	set  Limits
+	set  atomic.Pointer[Limits]
 
 	refused [reasons]atomic.Uint64
 
@@ -125,10 +128,19 @@ type Pass struct {
 
 func (g *Gate) limits() *Limits {
 	g.once.Do(func() {
-		g.set = g.Limits.withDefaults()
+		set := g.Limits.withDefaults()
+		g.set.Store(&set)
 		g.clients, g.sweepAt = map[netip.Addr]*client{}, maxClients
 	})
-	return &g.set
+	return g.set.Load()
+}
+
+// Update puts other limits in force. Connections that are in stay, and count; those of
+// each client only if there was a limit per client when they came.
+func (g *Gate) Update(l Limits) {
+	g.limits()
+	l = l.withDefaults()
+	g.set.Store(&l)
 }
 
 // Enter takes a place for a connection that was just accepted, whoever is at the
@@ -156,9 +168,9 @@ func (g *Gate) enter(p *Pass) (why reason, err error) {
 	return 0, nil
 }
 
-// enterAnyway takes a place for a connection that has been let in already, by the
-// predecessor.
-func (g *Gate) enterAnyway(p *Pass, client netip.Addr) {
+// EnterAnyway takes a place for a connection that has been let in already, by the
+// predecessor, under the client's address. There is no Admit after it.
+func (g *Gate) EnterAnyway(p *Pass, client netip.Addr) {
 	g.limits()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -202,12 +214,23 @@ func (p *Pass) Admit(addr netip.Addr) error {
 
 func (g *Gate) perClient() bool { return g.limits().MaxPerIP > 0 || g.limits().RatePerIP > 0 }
 
+// AdmitUser checks the user at the other end of a Unix socket; ask is called for its
+// uid only if that matters.
+func (p *Pass) AdmitUser(ask func() (uid int, ok bool)) error {
+	uids := p.gate.limits().AllowUIDs
+	if len(uids) == 0 {
+		return nil
+	}
+	if uid, ok := ask(); ok && !slices.Contains(uids, uid) {
+		return p.gate.refuse(reasonUID, ErrDenied)
+	}
+	return nil
+}
+
 // admit checks a connection of a Server.
 func (p *Pass) admit(c *Conn) error {
-	if uids := p.gate.limits().AllowUIDs; len(uids) > 0 {
-		if uid, ok := peerUID(c.raw); ok && !slices.Contains(uids, uid) {
-			return p.gate.refuse(reasonUID, ErrDenied)
-		}
+	if err := p.AdmitUser(func() (int, bool) { return peerUID(c.raw) }); err != nil {
+		return err
 	}
 	return p.Admit(addrOf(c.RemoteAddr()))
 }
@@ -314,11 +337,16 @@ func (g *Gate) clientLocked(key netip.Addr) *client {
 func unmapped(nets []netip.Prefix) []netip.Prefix {
 	nets = slices.Clone(nets)
 	for i, n := range nets {
-		if n.Addr().Is4In6() && n.Bits() >= 96 {
-			nets[i] = netip.PrefixFrom(n.Addr().Unmap(), n.Bits()-96)
-		}
+		nets[i] = unmap(n)
 	}
 	return nets
+}
+
+func unmap(n netip.Prefix) netip.Prefix {
+	if n.Addr().Is4In6() && n.Bits() >= 96 {
+		return netip.PrefixFrom(n.Addr().Unmap(), n.Bits()-96)
+	}
+	return n
 }
 
 func (l *Limits) admits(addr netip.Addr) bool {

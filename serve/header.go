@@ -27,12 +27,14 @@ var (
 	errVersion = errors.New("serve: a PROXY header of another version")
 )
 
-func (s *Server) trusts(peer net.Addr) bool {
-	addr := addrOf(peer)
-	if !addr.IsValid() {
-		return s.Proxy.Unix
+// Trusts reports whether the word of a peer is taken. The zero address is that of a Unix
+// socket.
+func (p Proxy) Trusts(peer netip.Addr) bool {
+	if !peer.IsValid() {
+		return p.Unix
 	}
-	return slices.ContainsFunc(s.proxies, func(n netip.Prefix) bool { return n.Contains(addr) })
+	peer = peer.Unmap()
+	return slices.ContainsFunc(p.Trusted, func(n netip.Prefix) bool { return unmap(n).Contains(peer) })
 }
 
 // readHeader takes the client's address from a trusted proxy. What came behind the
@@ -41,7 +43,7 @@ func (s *Server) readHeader(c *Conn) error {
 	if len(s.Proxy.Trusted) == 0 && !s.Proxy.Unix {
 		return nil
 	}
-	if !s.trusts(c.raw.RemoteAddr()) {
+	if !s.Proxy.Trusts(addrOf(c.raw.RemoteAddr())) {
 		if s.Proxy.Only {
 			return errNoProxy
 		}

@@ -242,7 +242,7 @@ func (s *Server) TakeOver(state []byte, fds []int) error {
 			return err
 		}
 	}
-	s.gate.enterAnyway(&c.pass, addrOf(c.RemoteAddr()))
+	s.gate.EnterAnyway(&c.pass, addrOf(c.RemoteAddr()))
 	if !s.enlist(c) {
 		c.cancel()
 		c.pass.Leave()

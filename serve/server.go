@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	"net"
-	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -42,6 +41,7 @@ func (f HandlerFunc) ServeConn(ctx context.Context, c *Conn) error { return f(ct
 type Server struct {
 	Handler  Handler
 	Limits   Limits
+	Gate     *Gate // nil is one of its own, with Limits; else they are the Gate's
 	Timeouts Timeouts
 	TLS      TLS   // the zero value is plaintext
 	Proxy    Proxy // whose word about the client's address is taken
@@ -67,7 +67,6 @@ type Server struct {
 	log      *slog.Logger
 	endLog   func(time.Duration)
 	limits   timeouts
-	proxies  []netip.Prefix
 	failures sparingly // of headers and handshakes, in the log
 	base     context.Context
 	cancel   context.CancelCauseFunc
@@ -144,9 +143,10 @@ func (s *Server) begin() {
 			panic("serve: a Server without a Handler")
 		}
 		s.log, s.endLog = spool.New(s.Log) // what blocks a log must not block a connection
-		s.gate = &Gate{Limits: s.Limits}
+		if s.gate = s.Gate; s.gate == nil {
+			s.gate = &Gate{Limits: s.Limits}
+		}
 		s.limits = s.Timeouts.withDefaults()
-		s.proxies = unmapped(s.Proxy.Trusted)
 		s.base, s.cancel = context.WithCancelCause(context.Background())
 		s.draining, s.closed = make(chan struct{}), make(chan struct{})
 		s.quiet, s.empty = make(chan struct{}), make(chan struct{})

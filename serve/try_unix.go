@@ -32,11 +32,3 @@ func (i *inbox) try(fd uintptr) bool {
 		return true
 	}
 }
-
-func maxFiles() int {
-	var l unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) != nil || l.Cur > 1<<24 {
-		return 1 << 24
-	}
-	return int(l.Cur)
-}

@@ -96,3 +96,6 @@ func (o Options) Apply(c net.Conn) error {
 	}
 	return errors.Join(tcp.SetKeepAliveConfig(o.KeepAlive), err)
 }
+
+// unlimited is a number of files that nobody has.
+const unlimited = 1 << 24

@@ -1,0 +1,344 @@
+package proxy
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/holdfast-net/holdfast/serve"
+	"golang.org/x/sys/unix"
+)
+
+// front is a listener that the event loops accept from.
+type front struct {
+	ln    net.Listener
+	fd    int32 // a duplicate: closing ln must not put another file in its place
+	index int
+	unix  bool
+
+	may    atomic.Bool // accept: the process is not being succeeded
+	mu     sync.Mutex
+	on     map[*loop]bool // who watches it
+	parked []parked       // accepted, and there is no room for them yet
+	pause  time.Duration  // after the last failed accept
+	logged time.Time
+	silent int
+	spare  *os.File // open for nothing: room for one accept when there are no files
+}
+
+// parked is a connection that waits for the policy serve.Wait.
+type parked struct {
+	fd   int32
+	from netip.AddrPort
+}
+
+// front makes a listener one of the loops', if it can be.
+func (ls *loops) front(ln net.Listener) (*front, bool) {
+	if len(ls.all) == 0 {
+		return nil, false
+	}
+	fd, ok := socketOf(ln)
+	if !ok {
+		return nil, false
+	}
+	f := &front{ln: ln, fd: int32(fd), unix: ln.Addr().Network() == "unix", on: map[*loop]bool{}}
+	f.spare, _ = os.Open(os.DevNull)
+	f.tune(ls.p.set.Load().Socket)
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	f.index = len(ls.fronts)
+	ls.fronts = append(ls.fronts, f)
+	return f, true
+}
+
+// tune sets the options that connections inherit from their listener.
+func (f *front) tune(o serve.Socket) {
+	if f.unix {
+		return
+	}
+	or := func(d, def time.Duration) time.Duration {
+		if d == 0 {
+			return def
+		}
+		return d
+	}
+	flag := func(on bool) int32 {
+		if on {
+			return 1
+		}
+		return 0
+	}
+	sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, flag(!o.Nagle))
+	sysSet(f.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, flag(o.KeepAlive >= 0))
+	if o.KeepAlive >= 0 {
+		sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds(or(o.KeepAlive, 15*time.Second)))
+		if d := or(o.KeepAliveInterval, 5*time.Second); d > 0 {
+			sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, seconds(d))
+		}
+		if n := o.KeepAliveCount; n >= 0 {
+			sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int32(max(n, 0)+3*btoi(n == 0)))
+		}
+	}
+	if d := or(o.UserTimeout, 30*time.Second); d > 0 {
+		sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int32(d.Milliseconds()))
+	}
+	if o.RecvBuf > 0 {
+		sysSet(f.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, int32(o.RecvBuf))
+	}
+	if o.SendBuf > 0 {
+		sysSet(f.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, int32(o.SendBuf))
+	}
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// seconds rounds up: 0 would be an error.
+func seconds(d time.Duration) int32 { return int32((d + time.Second - 1) / time.Second) }
+
+func (ls *loops) frontAt(i int) *front {
+	ls.mu.RLock()
+	defer ls.mu.RUnlock()
+	if i >= len(ls.fronts) {
+		return nil
+	}
+	return ls.fronts[i]
+}
+
+// stopAccepting returns when no loop accepts any more.
+func (ls *loops) stopAccepting() {
+	ls.mu.RLock()
+	fronts := slices.Clone(ls.fronts)
+	ls.mu.RUnlock()
+	for _, f := range fronts {
+		f.may.Store(false)
+		ls.each(func(l *loop) { f.watch(l, false) })
+	}
+}
+
+// serve accepts from a front until the Proxy is closed, or its listener.
+func (ls *loops) serve(f *front) error {
+	accepting := func(may bool) {
+		f.may.Store(may)
+		ls.each(func(l *loop) { f.watch(l, may) })
+	}
+	if ln, ok := f.ln.(interface{ Accepting(func(bool)) }); ok {
+		ln.Accepting(accepting)
+	} else {
+		accepting(true)
+	}
+	err := f.wait(ls.p.closed)
+	accepting(false)
+	ls.each(func(l *loop) { f.end(l) })
+	f.mu.Lock()
+	sysClose(f.fd)
+	f.fd = -1
+	f.mu.Unlock()
+	if f.spare != nil {
+		f.spare.Close()
+	}
+	f.ln.Close()
+	return err
+}
+
+// wait returns when the Proxy is closed, or somebody else has closed the listener.
+func (f *front) wait(closed <-chan struct{}) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-closed:
+			return ErrClosed
+		case <-tick.C:
+			fd, ok := socketOf(f.ln)
+			if !ok {
+				return &net.OpError{Op: "accept", Net: f.ln.Addr().Network(), Addr: f.ln.Addr(), Err: net.ErrClosed}
+			}
+			sysClose(int32(fd))
+		}
+	}
+}
+
+// watch begins, or ends, to hear of connections in one loop. Of those that watch, one
+// is woken.
+func (f *front) watch(l *loop, on bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.on[l] == on || f.fd < 0 {
+		return
+	}
+	f.on[l] = on
+	op := unix.EPOLL_CTL_DEL
+	if on {
+		op = unix.EPOLL_CTL_ADD
+	}
+	sysWatch(l.ep, op, f.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(frontEvent - f.index)})
+}
+
+// end closes who waits for room.
+func (f *front) end(l *loop) {
+	f.mu.Lock()
+	rest := f.parked
+	f.parked = nil
+	f.mu.Unlock()
+	for _, c := range rest {
+		sysClose(c.fd)
+	}
+}
+
+// acceptBatch bounds what is accepted in one turn, so that those who are there are
+// served too.
+const acceptBatch = 16
+
+// accept takes what has come.
+func (l *loop) accept(f *front) {
+	for range acceptBatch {
+		if !f.may.Load() {
+			return
+		}
+		var from sockaddr
+		fd, e := sysAccept(f.fd, &from)
+		switch e {
+		case 0:
+			f.pause = 0
+			if !l.place(f, fd, from.addrPort()) {
+				return
+			}
+		case unix.EAGAIN:
+			return
+		case unix.EINTR, unix.ECONNABORTED:
+		default:
+			l.acceptFailed(f, e)
+			return
+		}
+	}
+}
+
+const (
+	firstPause = 5 * time.Millisecond
+	lastPause  = time.Second
+)
+
+// acceptFailed lets a front rest, ever longer. Which errors pass is not asked: all do, or
+// the pause makes them harmless. Without files it closes the next connection, so that its
+// client learns at once.
+func (l *loop) acceptFailed(f *front, e unix.Errno) {
+	f.mu.Lock()
+	f.pause = min(max(2*f.pause, firstPause), lastPause)
+	pause := f.pause
+	if now := time.Now(); now.Sub(f.logged) >= time.Second {
+		l.p.log.Error("proxy: accept", "addr", f.ln.Addr(), "err", e, "unlogged", f.silent)
+		f.logged, f.silent = now, 0
+	} else {
+		f.silent++
+	}
+	if (e == unix.EMFILE || e == unix.ENFILE) && f.spare != nil {
+		f.spare.Close()
+		var from sockaddr
+		if fd, e := sysAccept(f.fd, &from); e == 0 {
+			sysClose(fd)
+		}
+		f.spare, _ = os.Open(os.DevNull)
+	} else if f.spare == nil {
+		f.spare, _ = os.Open(os.DevNull)
+	}
+	f.mu.Unlock()
+	f.watch(l, false)
+	l.afterwards(pause, func() {
+		if f.may.Load() {
+			f.watch(l, true)
+		}
+	})
+}
+
+// afterwards posts f in a while.
+func (l *loop) afterwards(d time.Duration, f func()) {
+	time.AfterFunc(d, func() { l.post(f) })
+}
+
+// place begins a connection, in the loop that has the fewest if this one has many more.
+// It is false if there is no room and the policy is to wait.
+func (l *loop) place(f *front, fd int32, from netip.AddrPort) bool {
+	l.counts.accepted.Add(1)
+	var pass serve.Pass
+	if err := l.p.gate.Enter(&pass); err != nil {
+		if l.p.set.Load().Limits.Over == serve.Wait {
+			f.park(l, parked{fd, from})
+			return false
+		}
+		l.refuse(fd)
+		return true
+	}
+	least := slices.MinFunc(l.p.loops.all, func(a, b *loop) int { return int(a.open.Load() - b.open.Load()) })
+	if least == l || l.open.Load()-least.open.Load() < imbalance {
+		l.begin(f, fd, from, pass)
+	} else if !least.post(func() { least.begin(f, fd, from, pass) }) {
+		sysClose(fd)
+		pass.Leave()
+	}
+	return true
+}
+
+// imbalance is how many connections more than another a loop may have: to give one away
+// costs waking the other.
+const imbalance = 4
+
+// refuse closes a connection that is one too many.
+func (l *loop) refuse(fd int32) {
+	if last := l.p.set.Load().Limits.RejectWith; len(last) > 0 {
+		sysWrite(fd, last)
+	} else {
+		sysNoLinger(fd)
+	}
+	sysClose(fd)
+	l.counts.ends[Denied].Add(1)
+}
+
+// park keeps a connection until there is room; this loop accepts no other meanwhile.
+func (f *front) park(l *loop, c parked) {
+	f.mu.Lock()
+	f.parked = append(f.parked, c)
+	watching := f.on[l]
+	f.mu.Unlock()
+	if watching {
+		f.watch(l, false)
+		l.afterwards(every, func() { f.unpark(l) })
+	}
+}
+
+// unpark accepts again, or looks again later.
+func (f *front) unpark(l *loop) {
+	f.retry(l)
+	f.mu.Lock()
+	none := len(f.parked) == 0
+	f.mu.Unlock()
+	switch {
+	case !f.may.Load():
+	case none:
+		f.watch(l, true)
+	default:
+		l.afterwards(every, func() { f.unpark(l) })
+	}
+}
+
+// retry lets in who is parked, if there is room.
+func (f *front) retry(l *loop) {
+	f.mu.Lock()
+	if len(f.parked) == 0 {
+		f.mu.Unlock()
+		return
+	}
+	c := f.parked[0]
+	f.parked = f.parked[1:]
+	f.mu.Unlock()
+	l.counts.accepted.Add(^uint64(0)) // place counts it again
+	l.place(f, c.fd, c.from)
+}

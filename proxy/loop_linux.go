@@ -1,0 +1,541 @@
+package proxy
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/holdfast-net/holdfast"
+	"github.com/holdfast-net/holdfast/serve"
+	"golang.org/x/sys/unix"
+)
+
+// loop is an event loop: one goroutine, locked to its thread, that relays the plain
+// streams it accepted. All that is its own is touched by nobody else; others post.
+type loop struct {
+	p      *Proxy
+	id     int
+	ep     int
+	bell   int // an eventfd: something was posted
+	now    time.Duration
+	table  table
+	wheel  wheel
+	buf    []byte
+	events [256]unix.EpollEvent
+	again  []ref // slots that had more to do than their turn allows
+	dying  []ref // slots that wait for the last bytes to be taken
+	pipes  pipes
+	nodes  map[*holdfast.Node]*target
+	counts counters
+	open   atomic.Int64
+	idle   int // polls in a row that found nothing
+	over   bool
+	done   chan struct{}
+
+	mu     sync.Mutex
+	posted []func()
+	rung   bool
+	gone   bool // nothing posted runs any more
+}
+
+// slot is a connection of an event loop.
+type slot struct {
+	relay
+	visit
+	index, gen int32
+	fd         [2]int32
+	to         netipPort // of the client's connection, if somebody wants to know
+	stage      stage
+	ready      [2]uint8
+	watched    [2]bool
+	full       [2]uint8  // reads in a row that filled the buffer
+	pend       [2][]byte // what a side sent and the other has not taken
+	pipe       [2]*pipe  // the same, while it is spliced
+	front      *front
+	pass       serve.Pass
+	waiter     *waiter
+	limit      time.Duration // when this stage is over; 0 is never
+	whole      time.Duration // when connecting is over
+	dialed     time.Duration // when this connect began
+	leave      time.Duration // when it ends with the proxy; 0 is never
+	leaveWhy   Reason
+	headerRead bool
+	tuned      bool // rare socket options are set
+
+	// In the wheel.
+	due           time.Duration // 0 is not in it
+	list          int16
+	after, before int32
+}
+
+// stage is what a slot waits for.
+type stage uint8
+
+const (
+	free      stage = iota
+	greeting        // a PROXY header, or a ClientHello
+	queueing        // a place at a backend
+	dialing         // a connect
+	relaying        //
+	lingering       // the last bytes before a reset
+	moving          // the answer of the successor
+)
+
+// What a socket is ready for.
+const (
+	canRead uint8 = 1 << iota
+	canWrite
+	ending // no more events come that say there is something to read
+)
+
+// ref is a slot as others know it.
+type ref struct{ index, gen int32 }
+
+func (s *slot) ref() ref { return ref{s.index, s.gen} }
+
+// find is nil if the slot is another's by now.
+func (l *loop) find(r ref) *slot {
+	if s := l.table.at(r.index); s.gen == r.gen && s.stage != free {
+		return s
+	}
+	return nil
+}
+
+func newLoop(p *Proxy, id int) (*loop, error) {
+	l := &loop{p: p, id: id, buf: make([]byte, bufferSize), nodes: map[*holdfast.Node]*target{}, done: make(chan struct{})}
+	l.wheel.table = &l.table
+	var err error
+	if l.ep, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("epoll_create", err)
+	}
+	if l.bell, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
+		unix.Close(l.ep)
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	sysWatch(l.ep, unix.EPOLL_CTL_ADD, int32(l.bell), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: bellEvent})
+	return l, nil
+}
+
+// The events that are no slot's carry these in place of an index. Fronts follow below.
+const (
+	bellEvent  = -1
+	frontEvent = -2
+)
+
+// run is the loop.
+func (l *loop) run() {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(l.done)
+	for !l.over {
+		n := l.wait()
+		l.now = l.p.clock()
+		for i := range n {
+			l.handle(&l.events[i])
+		}
+		l.goOn()
+		l.bury()
+		l.wheel.turn(l.now, l.fire)
+	}
+	l.endAll()
+	l.pipes.close()
+	unix.Close(l.ep)
+	unix.Close(l.bell)
+}
+
+// wait returns how many events there are. It asks without waiting first, while that
+// pays; to wait it goes through the runtime, which so can stop the world meanwhile.
+func (l *loop) wait() int {
+	if len(l.again) > 0 || l.idle < 2 {
+		n, _ := sysPoll(l.ep, l.events[:])
+		if n > 0 {
+			l.idle = 0
+			return n
+		}
+		if len(l.again) > 0 {
+			return 0
+		}
+		l.idle++
+	}
+	timeout := l.wheel.wait(l.p.clock())
+	if len(l.dying) > 0 {
+		timeout = lookAgain
+	}
+	ms := -1
+	if timeout >= 0 {
+		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
+	}
+	n, err := unix.EpollWait(l.ep, l.events[:], ms)
+	if err != nil {
+		return 0 // EINTR
+	}
+	if n > 1 {
+		l.idle = 0
+	}
+	return n
+}
+
+func (l *loop) handle(ev *unix.EpollEvent) {
+	if ev.Fd < 0 {
+		if ev.Fd == bellEvent {
+			l.answer()
+		} else if f := l.p.loops.frontAt(int(frontEvent - ev.Fd)); f != nil {
+			l.accept(f)
+		}
+		return
+	}
+	s := l.find(ref{ev.Fd, ev.Pad >> 1})
+	if s == nil {
+		return
+	}
+	which := side(ev.Pad & 1)
+	if ev.Events&(unix.EPOLLIN|unix.EPOLLPRI) != 0 {
+		s.ready[which] |= canRead
+	}
+	if ev.Events&unix.EPOLLOUT != 0 {
+		s.ready[which] |= canWrite
+	}
+	if ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		s.ready[which] |= canRead | canWrite | ending
+	}
+	switch s.stage {
+	case greeting:
+		l.greet(s)
+	case queueing:
+		if ev.Events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+			l.end(s, ClientReset, false)
+		}
+	case dialing:
+		if which == backend {
+			l.dialed(s, ev.Events)
+		}
+	case relaying:
+		l.pump(s)
+	case lingering:
+		if ev.Events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+			l.end(s, s.why, true)
+		}
+	}
+}
+
+// watch asks for the events of one side: each change once, for as long as it is open.
+func (l *loop) watch(s *slot, which side) {
+	if s.watched[which] {
+		return
+	}
+	s.watched[which] = true
+	sysWatch(l.ep, unix.EPOLL_CTL_ADD, s.fd[which], &unix.EpollEvent{
+		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
+		Fd:     s.index, Pad: s.gen<<1 | int32(which),
+	})
+}
+
+func (l *loop) unwatch(s *slot, which side) {
+	if s.watched[which] {
+		s.watched[which] = false
+		sysWatch(l.ep, unix.EPOLL_CTL_DEL, s.fd[which], &unix.EpollEvent{})
+	}
+}
+
+// goOn gives those another turn who had more to do.
+func (l *loop) goOn() {
+	turn := l.again
+	l.again = nil
+	for _, r := range turn {
+		if s := l.find(r); s != nil && s.stage == relaying {
+			l.pump(s)
+		}
+	}
+	if l.again == nil {
+		l.again = turn[:0]
+	}
+}
+
+// schedule makes sure that the slot is looked at when its next limit comes.
+func (l *loop) schedule(s *slot) {
+	due := s.limit
+	sooner := func(at time.Duration) {
+		if at != 0 && (due == 0 || at < due) {
+			due = at
+		}
+	}
+	sooner(s.leave)
+	if s.stage == relaying || s.stage == lingering {
+		sooner(s.relay.due())
+		if !s.tuned {
+			sooner(s.opened + tuneAfter)
+		}
+	}
+	if due != 0 {
+		l.wheel.file(s, due)
+	}
+}
+
+// tuneAfter is when the socket options are set that matter to long connections only:
+// short ones are spared the system calls.
+const tuneAfter = time.Second
+
+// fire is called when a slot is due.
+func (l *loop) fire(s *slot) {
+	switch s.stage {
+	case greeting:
+		if s.limit != 0 && l.now >= s.limit {
+			l.end(s, BadHello, true)
+			return
+		}
+	case queueing:
+		if l.now >= s.limit {
+			l.end(s, QueueTimeout, true)
+			return
+		}
+	case dialing:
+		if s.limit != 0 && l.now >= s.limit {
+			l.late(s)
+			return
+		}
+	case relaying, lingering:
+		l.tune(s)
+		if o := s.relay.expire(l.now); o != carryOn {
+			l.end(s, s.why, o == resetBoth)
+			return
+		}
+	}
+	if s.leave != 0 && l.now >= s.leave {
+		if l.leaveNow(s) {
+			return
+		}
+	}
+	l.schedule(s)
+}
+
+// leaveNow ends a slot that is to end with the proxy, or with its backend, if it is
+// quiet.
+func (l *loop) leaveNow(s *slot) bool {
+	if s.stage == relaying && s.active+quiet > l.now || s.stage == lingering || s.stage == moving {
+		s.leave = l.now + quiet
+		return false
+	}
+	l.end(s, s.leaveWhy, s.stage != relaying)
+	return true
+}
+
+// end closes a slot. With reset both sides learn that something is missing.
+func (l *loop) end(s *slot, why Reason, reset bool) {
+	if s.why == Open || s.why == Moved {
+		s.why = why
+	}
+	for i := range s.fd {
+		if s.fd[i] < 0 {
+			continue
+		}
+		if reset {
+			sysNoLinger(s.fd[i])
+		}
+		sysClose(s.fd[i])
+	}
+	if s.stage == queueing {
+		l.unqueue(s)
+	}
+	l.counts.ends[s.why].Add(1)
+	l.p.logEnd(&s.visit, s.why, s.bytes)
+	l.forget(s)
+}
+
+// forget takes a slot out of the books; its sockets are not its own any more.
+func (l *loop) forget(s *slot) {
+	l.wheel.drop(s)
+	for i := range s.pipe {
+		l.pipes.drop(s.pipe[i])
+	}
+	lease, set, cluster, pass, f := s.lease, s.set, s.search.cluster, s.pass, s.front
+	l.table.give(s)
+	l.open.Add(-1)
+	pass.Leave()
+	if lease.Node() != nil {
+		l.p.release(set, cluster, lease)
+	}
+	if f != nil {
+		f.retry(l)
+	}
+}
+
+func (l *loop) endAll() {
+	l.table.all(func(s *slot) { l.end(s, Cut, true) })
+}
+
+// post runs f in the loop. It is false if the loop has ended.
+func (l *loop) post(f func()) bool {
+	l.mu.Lock()
+	if l.gone {
+		l.mu.Unlock()
+		return false
+	}
+	l.posted = append(l.posted, f)
+	ring := !l.rung
+	l.rung = true
+	l.mu.Unlock()
+	if ring {
+		unix.Write(l.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	}
+	return true
+}
+
+// do runs f in the loop and waits for it.
+func (l *loop) do(f func()) {
+	done := make(chan struct{})
+	if l.post(func() { f(); close(done) }) {
+		<-done
+	}
+}
+
+func (l *loop) answer() {
+	var b [8]byte
+	sysRead(int32(l.bell), b[:])
+	l.mu.Lock()
+	posted := l.posted
+	l.posted, l.rung = nil, false
+	l.mu.Unlock()
+	for _, f := range posted {
+		f()
+	}
+}
+
+// stop ends the loop, after what was posted.
+func (l *loop) stop() {
+	l.post(func() {
+		l.mu.Lock()
+		rest := l.posted
+		l.posted, l.gone = nil, true
+		l.mu.Unlock()
+		for _, f := range rest {
+			f()
+		}
+		l.over = true
+	})
+	<-l.done
+}
+
+// loops are the event loops of a Proxy.
+type loops struct {
+	p   *Proxy
+	all []*loop
+
+	mu     sync.RWMutex
+	fronts []*front
+}
+
+func (ls *loops) open(p *Proxy, n int) error {
+	ls.p = p
+	if n == 0 {
+		n = runtime.GOMAXPROCS(0)
+	}
+	for i := range max(n, 0) {
+		l, err := newLoop(p, i)
+		if err != nil {
+			ls.close()
+			return err
+		}
+		ls.all = append(ls.all, l)
+		go l.run() // close waits for it
+	}
+	return nil
+}
+
+func (ls *loops) close() {
+	for _, l := range ls.all {
+		l.stop()
+	}
+}
+
+// each runs do in every loop, and waits.
+func (ls *loops) each(do func(*loop)) {
+	for _, l := range ls.all {
+		l.do(func() { do(l) })
+	}
+}
+
+// shutdown returns when no connection is left. When ctx ends it resets what there is.
+func (ls *loops) shutdown(ctx context.Context) error {
+	if end, ok := ctx.Deadline(); ok {
+		within := time.Until(end)
+		ls.each(func(l *loop) { l.table.all(func(s *slot) { l.leaveWithin(s, within) }) })
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for ls.count() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			n := 0
+			ls.each(func(l *loop) { l.table.all(func(s *slot) { l.end(s, Cut, true); n++ }) })
+			if n > 0 {
+				return cutError(n, context.Cause(ctx))
+			}
+			return nil
+		}
+	}
+	return nil
+}
+
+// leaveWithin lets a slot end at a random moment within d.
+func (l *loop) leaveWithin(s *slot, d time.Duration) {
+	s.leave, s.leaveWhy = max(l.p.clock()+time.Duration(rand.Float64()*0.9*float64(d)), 1), Drained
+	l.schedule(s)
+}
+
+func (ls *loops) count() (n int64) {
+	for _, l := range ls.all {
+		n += l.open.Load()
+	}
+	return n
+}
+
+func (ls *loops) addTo(s *Stats) {
+	for _, l := range ls.all {
+		s.Open += int(l.open.Load())
+		l.counts.addTo(s)
+	}
+}
+
+// endWhatIsDown applies Backends.Down.
+func (ls *loops) endWhatIsDown(down Down) {
+	nodes := downNodes{}
+	ls.each(func(l *loop) {
+		l.table.all(func(s *slot) {
+			switch {
+			case s.stage != relaying || s.leave != 0 || !nodes.has(s.lease.Node()):
+			case down == Sever:
+				l.end(s, BackendDown, true)
+			default:
+				s.leave, s.leaveWhy = l.now, BackendDown
+				l.schedule(s)
+			}
+		})
+	})
+}
+
+// socketOf is the descriptor of a listener, the Proxy's own duplicate.
+func socketOf(ln net.Listener) (int, bool) {
+	sc, ok := ln.(syscall.Conn)
+	if !ok {
+		return 0, false
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	fd, err := -1, error(unix.EINVAL)
+	raw.Control(func(own uintptr) {
+		var kind int
+		if kind, err = unix.GetsockoptInt(int(own), unix.SOL_SOCKET, unix.SO_TYPE); err == nil && kind == unix.SOCK_STREAM {
+			fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0)
+		}
+	})
+	return fd, err == nil && fd >= 0
+}

@@ -1,0 +1,22 @@
+//go:build !linux
+
+package proxy
+
+import (
+	"context"
+	"net"
+)
+
+// loops are Linux's: elsewhere every connection has goroutines.
+type loops struct{}
+
+type front struct{}
+
+func (*loops) open(*Proxy, int) error            { return nil }
+func (*loops) front(net.Listener) (*front, bool) { return nil, false }
+func (*loops) serve(*front) error                { return ErrClosed }
+func (*loops) stopAccepting()                    {}
+func (*loops) shutdown(context.Context) error    { return nil }
+func (*loops) close()                            {}
+func (*loops) endWhatIsDown(Down)                {}
+func (*loops) addTo(*Stats)                      {}

@@ -1,0 +1,186 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"time"
+)
+
+// side is one end of a relay: the one it was accepted from, or the one it goes to.
+type side uint8
+
+const (
+	client  side = 0
+	backend side = 1
+)
+
+func (s side) other() side { return 1 - s }
+
+func (s side) String() string { return [...]string{"client", "backend"}[s] }
+
+// flow is how far the bytes that one side sends have come.
+type flow uint8
+
+const (
+	flowing flow = iota
+	ended        // the sender's end was read; what is pending goes first
+	shut         // and passed on
+	broken       // nothing more is read, nothing more is wanted
+)
+
+// relay is what is known of a connected pair, and decides what becomes of it. It does
+// no I/O: those who do, an event loop or two goroutines, tell it what happened and do
+// what it says. It is not safe for concurrent use.
+type relay struct {
+	limits *Timeouts
+
+	flows   [2]flow  // of what each side sends
+	reset   [2]bool  // the side is gone: its socket broke
+	pending [2]bool  // something of what the side sent waits for the other to take it
+	bytes   [2]int64 // sent by each side and taken by the other
+	why     Reason   // of the end
+
+	// Moments, as the clock of whoever does the I/O counts.
+	opened, active, stalled time.Duration // stalled: since when pending has not moved
+	closing                 time.Duration // since when the last bytes are waited for
+}
+
+// order is what to do next.
+type order uint8
+
+const (
+	carryOn     order = iota
+	shutWrite         // pass the end of the stream on to the other side
+	lingerReset       // reset the other side, once it has what was sent before
+	closeBoth         // it is over, in order
+	resetBoth         // it is over, and both should know that something is missing
+)
+
+func (r *relay) begin(limits *Timeouts, now time.Duration) {
+	r.limits, r.opened, r.active = limits, now, now
+}
+
+// moved notes that n bytes of a side were taken by the other.
+func (r *relay) moved(from side, n int, now time.Duration) {
+	r.bytes[from] += int64(n)
+	r.active = now
+	r.stalled = now
+}
+
+// waits notes whether bytes of a side wait for the other to take them.
+func (r *relay) waits(from side, pending bool, now time.Duration) {
+	if pending && !r.pending[from] {
+		r.stalled = now
+	}
+	r.pending[from] = pending
+}
+
+// eof notes the end of what a side sends.
+func (r *relay) eof(from side) {
+	if r.flows[from] == flowing {
+		r.flows[from] = ended
+		r.because(endedBy(from))
+	}
+}
+
+// failed notes that a side's socket is broken. What it sent before is still for the
+// other; what the other sent is for nobody.
+func (r *relay) failed(s side, err error) {
+	if r.reset[s] {
+		return
+	}
+	r.reset[s] = true
+	r.flows[s.other()] = broken
+	r.pending[s.other()] = false
+	if r.flows[s] == flowing {
+		r.flows[s] = broken
+	}
+	r.because(resetBy(s, err))
+}
+
+func (r *relay) because(why Reason) {
+	if r.why == Open {
+		r.why = why
+	}
+}
+
+// next says what to do about what a side sends, once all that is known is noted.
+func (r *relay) next(from side) order {
+	to := from.other()
+	switch {
+	case r.reset[client] && r.reset[backend]:
+		return resetBoth
+	case r.reset[from] && !r.pending[from]:
+		return lingerReset
+	case r.reset[to]:
+		return carryOn // the other flow says what becomes of this one
+	case r.flows[from] == ended && !r.pending[from]:
+		return shutWrite
+	case r.flows[client] == shut && r.flows[backend] == shut:
+		return closeBoth
+	}
+	return carryOn
+}
+
+// passedOn notes that the end of what a side sends is the other's.
+func (r *relay) passedOn(from side) { r.flows[from] = shut }
+
+// halfClosed reports whether one side has said all.
+func (r *relay) halfClosed() bool {
+	return (r.flows[client] == flowing) != (r.flows[backend] == flowing)
+}
+
+// due is when the next limit comes, 0 for never.
+func (r *relay) due() time.Duration {
+	var at time.Duration
+	sooner := func(since, limit time.Duration) {
+		if limit > 0 && (at == 0 || since+limit < at) {
+			at = since + limit
+		}
+	}
+	idle := r.limits.Idle
+	if r.halfClosed() {
+		idle = r.limits.HalfClosed
+	}
+	sooner(r.active, idle)
+	sooner(r.opened, r.limits.Lifetime)
+	if r.pending[client] || r.pending[backend] {
+		sooner(r.stalled, r.limits.Write)
+	}
+	if r.closing > 0 {
+		sooner(r.closing, r.limits.Linger)
+	}
+	return at
+}
+
+// expire says what a limit that has come means.
+func (r *relay) expire(now time.Duration) order {
+	past := func(since, limit time.Duration) bool { return limit > 0 && now >= since+limit }
+	stalled := r.pending[client] || r.pending[backend]
+	switch {
+	case r.closing > 0:
+		if past(r.closing, r.limits.Linger) {
+			return resetBoth
+		}
+	case stalled && past(r.stalled, r.limits.Write):
+		r.because(Stalled)
+		return resetBoth
+	case r.halfClosed() && past(r.active, r.limits.HalfClosed):
+		r.because(HalfClosed)
+		return resetBoth
+	case past(r.active, r.limits.Idle):
+		r.because(Idle)
+		return closeBoth
+	case past(r.opened, r.limits.Lifetime):
+		r.because(TooOld)
+		if stalled {
+			return resetBoth
+		}
+		return closeBoth
+	}
+	return carryOn
+}
+
+// isEnd reports whether a reader's error is the end of the stream. TLS that ends
+// without saying so is an end too: what is above it must know whether all has come.
+func isEnd(err error) bool { return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) }

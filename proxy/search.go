@@ -1,0 +1,61 @@
+package proxy
+
+import (
+	"errors"
+	"time"
+
+	"github.com/holdfast-net/holdfast"
+)
+
+// search looks for a backend for one connection: every usable node once, in the order
+// of the Cluster's policy. A node that failed is in backoff at once, so an outage is not
+// multiplied by those who suffer it, and no budget is needed.
+type search struct {
+	cluster *holdfast.Cluster
+	key     uint64
+	max     int // connections of a node
+	tried   []*holdfast.Node
+	full    int // of them, those that were not even tried
+}
+
+// errFull is that every usable node has as many connections as it may.
+var errFull = errors.New("proxy: every backend is full")
+
+// next chooses the node to try now.
+func (s *search) next() (holdfast.Lease, error) {
+	for {
+		lease, err := s.cluster.Pick(s.key, s.tried)
+		if err != nil {
+			if s.full > 0 {
+				err = errFull
+			}
+			return lease, err
+		}
+		if s.max <= 0 || lease.Node().InFlight() <= s.max {
+			return lease, nil
+		}
+		s.tried = append(s.tried, lease.Node())
+		s.full++
+		lease.Done()
+	}
+}
+
+// failed notes that a node could not be connected.
+func (s *search) failed(n *holdfast.Node) { s.tried = append(s.tried, n) }
+
+// more reports whether there is another node to try.
+func (s *search) more(n *holdfast.Node) bool {
+	lease, err := s.cluster.Pick(s.key, append(s.tried, n))
+	if err != nil {
+		return false
+	}
+	lease.Done()
+	return true
+}
+
+// again forgets what was full: a place is free.
+func (s *search) again() { s.tried, s.full = s.tried[:0], 0 }
+
+// headStart is how long a connect may take while there is another node to try: a lost
+// SYN is sent again after a second (RFC 6298).
+const headStart = time.Second
