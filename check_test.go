@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -278,6 +280,11 @@ func TestStarvedProberEjectsNobody(t *testing.T) {
 		"in the middle of a probe": func(cfg *holdfast.Config) {
 			cfg.Probe = func(ctx context.Context, _ net.Conn) error { return standstill(ctx) }
 		},
+		"out of files": func(cfg *holdfast.Config) {
+			cfg.Dial = func(context.Context, string, string) (net.Conn, error) {
+				return nil, &net.OpError{Op: "dial", Err: os.NewSyscallError("socket", syscall.EMFILE)}
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, 3, func(t *testing.T, w *world) {
@@ -292,6 +299,9 @@ func TestStarvedProberEjectsNobody(t *testing.T) {
 				for _, e := range w.seen(holdfast.EventCheck) {
 					if e.Err == nil {
 						t.Error("a check was not late: the story proves nothing")
+					}
+					if class := holdfast.Classify(e.Err); class != holdfast.ClassResource {
+						t.Errorf("%v is %v, want it to be known as no verdict", e.Err, class)
 					}
 				}
 				for _, e := range w.seen(holdfast.EventState) {

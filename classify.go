@@ -30,7 +30,7 @@ const (
 	ClassProtocol                   // bytes that should not be there
 	ClassUnprocessed                // the peer said it did not act; see Unprocessed
 	ClassDenied                     // EACCES, EPERM
-	ClassResource                   // files, memory or ports of this host ran out
+	ClassResource                   // files, memory, ports or time of this host ran out
 	ClassExhausted                  // the pool's or the queue's limit
 	ClassCanceled                   // the caller's context
 	ClassClosed                     // closed on this side
@@ -127,6 +127,7 @@ var sentinelClasses = []struct {
 	{ErrNoEndpoint, ClassNoEndpoint},
 	{net.ErrClosed, ClassClosed},
 	{io.ErrClosedPipe, ClassClosed},
+	{errStarved, ClassResource},
 	{io.EOF, ClassEOF},
 	{io.ErrUnexpectedEOF, ClassEOF},
 }

@@ -169,7 +169,8 @@ type Pool struct {
 }
 
 // Check schedules active checks of every node. They are off while both Interval
-// and Config.Probe are zero. The first check after start decides at once.
+// and Config.Probe are zero. The first check after start decides at once. One that this
+// host was too late for, or had no files or ports for, is no verdict (ClassResource).
 type Check struct {
 	Interval   time.Duration // ±10 %; 0 means 2 s
 	Timeout    time.Duration // 0 means 1 s or Interval, the shorter

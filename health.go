@@ -197,11 +197,12 @@ func (n *Node) checkDueLocked(now time.Duration, next *time.Duration) {
 		n.c.mu.Lock()
 		n.check.busy = false
 		n.c.emitLocked(Event{Kind: EventCheck, Node: n, Duration: took, Err: err})
-		if err != errStarved && n.c.closedLocked() == nil {
+		ours := err == errStarved || e != nil && e.Class == ClassResource // this host's trouble: no verdict
+		if !ours && n.c.closedLocked() == nil {
 			n.judgeLocked(e)
 		}
 		every := n.c.cfg.Check.Interval
-		if n.check.count > 0 {
+		if n.check.count > 0 && !ours {
 			every = n.c.cfg.Check.Fast
 		}
 		n.check.at = clock() + jitter(every, 0.1)

@@ -3,6 +3,8 @@
 //	holdfast demo                  servers die, callers do not notice: see it happen
 //	holdfast dial ADDR[,ADDR…]     a netcat that fails over
 //	holdfast ping ADDR[,ADDR…]     name lookup, connect, TLS and first byte of each address
+//	holdfast check ADDR…           whether services are healthy, once
+//	holdfast monitor ADDR…         the same again and again
 //	holdfast echo                  a line server that is never interrupted
 //	holdfast run -- COMMAND        the same for a server in any language
 //	holdfast restart|status|drain|stop|reopen NAME

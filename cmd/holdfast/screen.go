@@ -2,14 +2,12 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/internal/hist"
-	"golang.org/x/term"
 )
 
 const (
@@ -22,9 +20,8 @@ const (
 // terminal it does nothing.
 type screen struct {
 	d        *demo
-	out      *os.File
+	canvas   canvas
 	rows     []row
-	drawn    int // lines on the terminal that are the screen's
 	stopping chan struct{}
 	wg       sync.WaitGroup
 }
@@ -39,7 +36,7 @@ type row struct {
 }
 
 func (d *demo) startScreen() *screen {
-	s := &screen{d: d, out: d.err, stopping: make(chan struct{})}
+	s := &screen{d: d, canvas: canvas{out: d.err}, stopping: make(chan struct{})}
 	if !canMove(d.err) {
 		return s
 	}
@@ -83,24 +80,7 @@ func (r *row) sample() {
 	r.before = now
 }
 
-// draw replaces what it drew before, in one write so that nothing flickers.
-func (s *screen) draw() {
-	width, height, err := term.GetSize(int(s.out.Fd()))
-	if err != nil || width <= 0 || height <= 0 {
-		width, height = 80, 24
-	}
-	lines := s.lines(width-1, height-1)
-	var b strings.Builder
-	if s.drawn > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA", s.drawn)
-	}
-	for _, line := range lines {
-		b.WriteString("\r" + clip(line, width-1) + "\x1b[K\n")
-	}
-	b.WriteString("\x1b[J")
-	s.out.WriteString(b.String())
-	s.drawn = len(lines)
-}
+func (s *screen) draw() { s.canvas.draw(s.lines) }
 
 // lines is the screen's content, at most height lines of it.
 func (s *screen) lines(width, height int) []string {

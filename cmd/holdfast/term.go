@@ -51,6 +51,31 @@ func canMove(f *os.File) bool {
 	return kind != "" && kind != "dumb" && term.IsTerminal(int(f.Fd()))
 }
 
+// canvas is a part of a terminal that is drawn again and again.
+type canvas struct {
+	out   *os.File
+	drawn int // lines that are the canvas's
+}
+
+// draw replaces what it drew before, in one write so that nothing flickers.
+func (c *canvas) draw(content func(width, height int) []string) {
+	width, height, err := term.GetSize(int(c.out.Fd()))
+	if err != nil || width <= 0 || height <= 0 {
+		width, height = 80, 24
+	}
+	lines := content(width-1, height-1)
+	var b strings.Builder
+	if c.drawn > 0 {
+		fmt.Fprintf(&b, "\x1b[%dA", c.drawn)
+	}
+	for _, line := range lines {
+		b.WriteString("\r" + clip(line, width-1) + "\x1b[K\n")
+	}
+	b.WriteString("\x1b[J")
+	c.out.WriteString(b.String())
+	c.drawn = len(lines)
+}
+
 // clip cuts a line to a width. Escape sequences take no room and are all kept, so
 // that a colour begun is a colour ended.
 func clip(line string, width int) string {
