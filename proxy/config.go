@@ -213,6 +213,17 @@ func (s *settings) route(name string, protocols []string) *holdfast.Cluster {
 	return s.Cluster
 }
 
+// clusters are all that connections may go to.
+func (s *settings) clusters() (all []*holdfast.Cluster) {
+	if s.Cluster != nil {
+		all = append(all, s.Cluster)
+	}
+	for _, r := range s.Routes {
+		all = append(all, r.Cluster)
+	}
+	return all
+}
+
 func (r *Route) matches(name string, protocols []string) bool {
 	if r.ALPN != "" && !contains(protocols, r.ALPN) {
 		return false

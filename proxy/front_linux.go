@@ -20,11 +20,12 @@ type front struct {
 	index int
 	unix  bool
 
-	may    atomic.Bool // accept: the process is not being succeeded
+	may   atomic.Bool  // accept: the process is not being succeeded
+	pause atomic.Int64 // after the last failed accept; 0 when it went well
+
 	mu     sync.Mutex
 	on     map[*loop]bool // who watches it
 	parked []parked       // accepted, and there is no room for them yet
-	pause  time.Duration  // after the last failed accept
 	logged time.Time
 	silent int
 	spare  *os.File // open for nothing: room for one accept when there are no files
@@ -208,7 +209,9 @@ func (l *loop) accept(f *front) {
 		fd, e := sysAccept(f.fd, &from)
 		switch e {
 		case 0:
-			f.pause = 0
+			if f.pause.Load() != 0 {
+				f.pause.Store(0)
+			}
 			if !l.place(f, fd, from.addrPort()) {
 				return
 			}
@@ -232,8 +235,8 @@ const (
 // client learns at once.
 func (l *loop) acceptFailed(f *front, e unix.Errno) {
 	f.mu.Lock()
-	f.pause = min(max(2*f.pause, firstPause), lastPause)
-	pause := f.pause
+	pause := min(max(2*time.Duration(f.pause.Load()), firstPause), lastPause)
+	f.pause.Store(int64(pause))
 	if now := time.Now(); now.Sub(f.logged) >= time.Second {
 		l.p.log.Error("proxy: accept", "addr", f.ln.Addr(), "err", e, "unlogged", f.silent)
 		f.logged, f.silent = now, 0

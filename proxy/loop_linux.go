@@ -66,6 +66,7 @@ type slot struct {
 	leave      time.Duration // when it ends with the proxy; 0 is never
 	leaveWhy   Reason
 	headerRead bool
+	stays      bool // the successor could not take it
 	tuned      bool // rare socket options are set
 
 	// In the wheel.
@@ -84,7 +85,7 @@ const (
 	dialing         // a connect
 	relaying        //
 	lingering       // the last bytes before a reset
-	moving          // the answer of the successor
+	moving          // the answer of the successor; others lend its sockets
 )
 
 // What a socket is ready for.
@@ -365,8 +366,15 @@ func (l *loop) forget(s *slot) {
 	}
 }
 
-func (l *loop) endAll() {
-	l.table.all(func(s *slot) { l.end(s, Cut, true) })
+// endAll resets what there is, and says how much that was.
+func (l *loop) endAll() (n int) {
+	l.table.all(func(s *slot) {
+		if s.stage != moving {
+			l.end(s, Cut, true)
+			n++
+		}
+	})
+	return n
 }
 
 // post runs f in the loop. It is false if the loop has ended.
@@ -473,7 +481,7 @@ func (ls *loops) shutdown(ctx context.Context) error {
 		case <-tick.C:
 		case <-ctx.Done():
 			n := 0
-			ls.each(func(l *loop) { l.table.all(func(s *slot) { l.end(s, Cut, true); n++ }) })
+			ls.each(func(l *loop) { n += l.endAll() })
 			if n > 0 {
 				return cutError(n, context.Cause(ctx))
 			}

@@ -3,6 +3,7 @@ package proxy
 import (
 	"errors"
 	"io"
+	"math/rand/v2"
 	"time"
 )
 
@@ -42,6 +43,7 @@ type relay struct {
 
 	// Moments, as the clock of whoever does the I/O counts.
 	opened, active, stalled time.Duration // stalled: since when pending has not moved
+	life                    time.Duration // how long it may last; 0 is no limit
 	closing                 time.Duration // since when the last bytes are waited for
 }
 
@@ -58,6 +60,7 @@ const (
 
 func (r *relay) begin(limits *Timeouts, now time.Duration) {
 	r.limits, r.opened, r.active = limits, now, now
+	r.life = limits.Lifetime - time.Duration(0.1*rand.Float64()*float64(limits.Lifetime))
 }
 
 // moved notes that n bytes of a side were taken by the other.
@@ -143,7 +146,7 @@ func (r *relay) due() time.Duration {
 		idle = r.limits.HalfClosed
 	}
 	sooner(r.active, idle)
-	sooner(r.opened, r.limits.Lifetime)
+	sooner(r.opened, r.life)
 	if r.pending[client] || r.pending[backend] {
 		sooner(r.stalled, r.limits.Write)
 	}
@@ -171,7 +174,7 @@ func (r *relay) expire(now time.Duration) order {
 	case past(r.active, r.limits.Idle):
 		r.because(Idle)
 		return closeBoth
-	case past(r.opened, r.limits.Lifetime):
+	case past(r.opened, r.life):
 		r.because(TooOld)
 		if stalled {
 			return resetBoth

@@ -26,11 +26,11 @@ const MaxClients = maxClients
 
 // Record is what a connection is to its successor.
 func Record(client string, state, unread []byte) []byte {
-	return record{client, state, unread}.encode()
+	return saved{client, state, unread}.encode()
 }
 
 // ReadRecord is the inverse of Record.
 func ReadRecord(b []byte) (client string, state, unread []byte, err error) {
-	r, err := decodeRecord(b)
+	r, err := decode(b)
 	return r.client, r.state, r.unread, err
 }

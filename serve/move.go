@@ -3,16 +3,16 @@ package serve
 import (
 	"context"
 	"encoding"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/holdfast-net/holdfast/internal/record"
 )
 
 // passage is one HandOver: the connections that are to move, and how.
@@ -192,7 +192,7 @@ func (c *Conn) passOn(p *passage, unread, state []byte) error {
 	if len(state) > maxState {
 		return fmt.Errorf("serve: a state of %d bytes, and at most %d move", len(state), maxState)
 	}
-	r := record{client: addrText(c.client), state: state, unread: unread}
+	r := saved{client: addrText(c.client), state: state, unread: unread}
 	if err := p.send(r.encode(), sc); err != nil {
 		return err
 	}
@@ -219,7 +219,7 @@ const maxState = 64 << 10
 // TakeOver serves a connection of the predecessor, as restart.Mover says.
 func (s *Server) TakeOver(state []byte, fds []int) error {
 	s.begin()
-	r, err := decodeRecord(state)
+	r, err := decode(state)
 	if err != nil {
 		return err
 	}
@@ -266,46 +266,31 @@ func (s *Server) resume(c *Conn, state []byte) (err error) {
 	return s.Resume(c, state)
 }
 
-// record is a connection without its socket: a version, the client's address if a
+// saved is a connection without its socket: a version, the client's address if a
 // proxy told it, the user's state, and the bytes that nobody has handled yet. A
 // newer version may add fields at the end.
-type record struct {
+type saved struct {
 	client        string
 	state, unread []byte
 }
 
 const recordVersion = 1
 
-func (r record) encode() []byte {
+func (r saved) encode() []byte {
 	b := make([]byte, 0, 16+len(r.client)+len(r.state)+len(r.unread))
-	b = append(b, recordVersion)
-	for _, field := range [][]byte{[]byte(r.client), r.state, r.unread} {
-		b = binary.AppendUvarint(b, uint64(len(field)))
-		b = append(b, field...)
-	}
-	return b
+	return record.Append(append(b, recordVersion), []byte(r.client), r.state, r.unread)
 }
 
-func decodeRecord(b []byte) (r record, err error) {
+func decode(b []byte) (r saved, err error) {
 	if len(b) == 0 || b[0] < recordVersion {
 		return r, errors.New("serve: not the record of a connection")
 	}
-	b = b[1:]
-	next := func() []byte {
-		n, size := binary.Uvarint(b)
-		if size <= 0 || n > uint64(len(b)-size) {
-			err = fmt.Errorf("serve: the record of a connection: %w", io.ErrUnexpectedEOF)
-			b = nil
-			return nil
-		}
-		field := b[size : size+int(n) : size+int(n)]
-		b = b[size+int(n):]
-		return field
+	fields, err := record.Split(b[1:], 3)
+	if err != nil {
+		return r, fmt.Errorf("serve: the record of a connection: %w", err)
 	}
-	r.client = string(next())
-	r.state = slices.Clone(next())
-	r.unread = slices.Clone(next())
-	if err == nil && r.client != "" && r.addr() == nil {
+	r.client, r.state, r.unread = string(fields[0]), slices.Clone(fields[1]), slices.Clone(fields[2])
+	if r.client != "" && r.addr() == nil {
 		err = errors.New("serve: the record of a connection: no address")
 	}
 	return r, err
@@ -322,7 +307,7 @@ func addrText(a net.Addr) string {
 	return ""
 }
 
-func (r record) addr() net.Addr {
+func (r saved) addr() net.Addr {
 	if len(r.client) >= 5 && r.client[:5] == "unix:" {
 		return &net.UnixAddr{Name: r.client[5:], Net: "unix"}
 	}
