@@ -80,7 +80,8 @@ func (c *Cluster) newNode(e Endpoint) *Node {
 	return n
 }
 
-// nodeID is what makes two resolved endpoints the same node.
+// nodeID is what makes two resolved endpoints the same node. Hashing goes by it:
+// another form of it would move every key of every user.
 func nodeID(e Endpoint) string {
 	id := e.Network + " " + e.Addr
 	if e.TLS {

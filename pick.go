@@ -14,7 +14,7 @@ type Lease struct{ n *Node }
 // Pick chooses a node that is not in tried. It never blocks, resolves or dials:
 // before the first resolution is over, and while no node is usable, the error
 // matches [ErrNoEndpoint] and joins what is known of every node. key is for
-// policies that hash.
+// policies that hash: [Maglev] and [Rendezvous].
 //
 // Everything else here stands on Pick: what you build on it shares the balancing,
 // the ejection and the statistics.

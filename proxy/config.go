@@ -98,21 +98,11 @@ func ByIP(c Client) uint64 {
 	if a.Is6() {
 		clear(b[8:])
 	}
-	return hash(b[:])
+	return holdfast.Key(b[:])
 }
 
 // ByServerName is a Key of the name that TLS asked for.
-func ByServerName(c Client) uint64 { return hash([]byte(strings.ToLower(c.ServerName))) }
-
-// hash is FNV-1a. It must stay the same for ever: proxies of different versions agree
-// by it.
-func hash(b []byte) uint64 {
-	h := uint64(14695981039346656037)
-	for _, c := range b {
-		h = (h ^ uint64(c)) * 1099511628211
-	}
-	return h
-}
+func ByServerName(c Client) uint64 { return holdfast.Key(strings.ToLower(c.ServerName)) }
 
 // Timeouts bound each step. 0 is the default, negative is none.
 type Timeouts struct {
