@@ -34,7 +34,12 @@ type loop struct {
 	nodes  map[*holdfast.Node]*target
 	counts counters
 	open   atomic.Int64
-	idle   int // polls in a row that found nothing
+	park   syscall.RawConn
+	look   func(fd uintptr) bool
+	found  int           // by look
+	clock  int           // a timerfd
+	alarm  time.Duration // when it rings
+	file   *os.File      // of ep
 	over   bool
 	done   chan struct{}
 
@@ -109,30 +114,57 @@ func (l *loop) find(r ref) *slot {
 }
 
 func newLoop(p *Proxy, id int) (*loop, error) {
-	l := &loop{p: p, id: id, buf: make([]byte, bufferSize), nodes: map[*holdfast.Node]*target{}, done: make(chan struct{})}
+	l := &loop{p: p, id: id, buf: make([]byte, bufferSize), nodes: map[*holdfast.Node]*target{}, done: make(chan struct{}), ep: -1, bell: -1, clock: -1}
 	l.wheel.table = &l.table
-	var err error
+	l.look = l.tryPoll
+	if err := l.openPolls(); err != nil {
+		l.shut()
+		return nil, err
+	}
+	return l, nil
+}
+
+func (l *loop) openPolls() (err error) {
 	if l.ep, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return nil, os.NewSyscallError("epoll_create", err)
+		return os.NewSyscallError("epoll_create", err)
 	}
 	if l.bell, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
-		unix.Close(l.ep)
-		return nil, os.NewSyscallError("eventfd", err)
+		return os.NewSyscallError("eventfd", err)
+	}
+	if l.clock, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC); err != nil {
+		return os.NewSyscallError("timerfd_create", err)
 	}
 	sysWatch(l.ep, unix.EPOLL_CTL_ADD, int32(l.bell), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: bellEvent})
-	return l, nil
+	sysWatch(l.ep, unix.EPOLL_CTL_ADD, int32(l.clock), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: clockEvent})
+	unix.SetNonblock(l.ep, true) // or it would not be watched
+	l.file = os.NewFile(uintptr(l.ep), "epoll")
+	l.park, err = l.file.SyscallConn()
+	return err
+}
+
+// shut closes what openPolls opened.
+func (l *loop) shut() {
+	if l.file != nil {
+		l.file.Close()
+	} else if l.ep >= 0 {
+		unix.Close(l.ep)
+	}
+	for _, fd := range [...]int{l.bell, l.clock} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
 }
 
 // The events that are no slot's carry these in place of an index. Fronts follow below.
 const (
 	bellEvent  = -1
-	frontEvent = -2
+	clockEvent = -2
+	frontEvent = -3
 )
 
 // run is the loop.
 func (l *loop) run() {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
 	defer close(l.done)
 	for !l.over {
 		n := l.wait()
@@ -146,46 +178,54 @@ func (l *loop) run() {
 	}
 	l.endAll()
 	l.pipes.close()
-	unix.Close(l.ep)
-	unix.Close(l.bell)
+	l.shut()
 }
 
-// wait returns how many events there are. It asks without waiting first, while that
-// pays; to wait it goes through the runtime, which so can stop the world meanwhile.
+// wait returns how many events there are. It asks without waiting first; to wait it
+// parks, and the runtime's own poller watches this one.
 func (l *loop) wait() int {
-	if len(l.again) > 0 || l.idle < 2 {
-		n, _ := sysPoll(l.ep, l.events[:])
-		if n > 0 {
-			l.idle = 0
-			return n
-		}
-		if len(l.again) > 0 {
-			return 0
-		}
-		l.idle++
+	n, _ := sysPoll(l.ep, l.events[:])
+	if n > 0 || len(l.again) > 0 {
+		return max(n, 0)
 	}
-	timeout := l.wheel.wait(l.p.clock())
+	l.arm()
+	l.park.Read(l.look)
+	return l.found
+}
+
+// tryPoll is for park.
+func (l *loop) tryPoll(fd uintptr) bool {
+	n, e := sysPoll(l.ep, l.events[:])
+	l.found = max(n, 0)
+	return n > 0 || e != 0
+}
+
+// arm sets the alarm to the next moment at which something is due.
+func (l *loop) arm() {
+	now := l.p.clock()
+	due := time.Duration(-1)
+	if d := l.wheel.wait(now); d >= 0 {
+		due = now + d
+	}
 	if len(l.dying) > 0 {
-		timeout = lookAgain
+		due = now + lookAgain
 	}
-	ms := -1
-	if timeout >= 0 {
-		ms = int((timeout + time.Millisecond - 1) / time.Millisecond)
+	if due < 0 || l.alarm > now && l.alarm <= due {
+		return // an alarm that is too early does no harm
 	}
-	n, err := unix.EpollWait(l.ep, l.events[:], ms)
-	if err != nil {
-		return 0 // EINTR
-	}
-	if n > 1 {
-		l.idle = 0
-	}
-	return n
+	l.alarm = due
+	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(max(int64(due-now), 1))}
+	unix.TimerfdSettime(l.clock, 0, &spec, nil)
 }
 
 func (l *loop) handle(ev *unix.EpollEvent) {
 	if ev.Fd < 0 {
 		if ev.Fd == bellEvent {
 			l.answer()
+		} else if ev.Fd == clockEvent {
+			var b [8]byte
+			sysRead(int32(l.clock), b[:])
+			l.alarm = 0
 		} else if f := l.p.loops.frontAt(int(frontEvent - ev.Fd)); f != nil {
 			l.accept(f)
 		}
