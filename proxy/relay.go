@@ -166,10 +166,10 @@ func (r *relay) expire(now time.Duration) order {
 			return resetBoth
 		}
 	case stalled && past(r.stalled, r.limits.Write):
-		r.because(Stalled)
+		r.why = Stalled // whatever was said before: something is missing
 		return resetBoth
 	case r.halfClosed() && past(r.active, r.limits.HalfClosed):
-		r.because(HalfClosed)
+		r.why = HalfClosed
 		return resetBoth
 	case past(r.active, r.limits.Idle):
 		r.because(Idle)

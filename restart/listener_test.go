@@ -210,3 +210,25 @@ func TestOthersDeadlineIsReturned(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A server that accepts from the socket itself is told when it may.
+func TestAcceptingFollowsPauses(t *testing.T) {
+	leak.Check(t)
+	l := listening(t)
+	var told []bool
+	select {
+	case <-l.armed:
+		t.Fatal("armed before anybody accepts")
+	default:
+	}
+	l.Accepting(func(may bool) { told = append(told, may) })
+	<-l.armed
+	l.pause()
+	if len(told) != 2 || told[1] {
+		t.Errorf("when pause returns the server was told %v", told)
+	}
+	l.resume()
+	if len(told) != 3 || !told[2] {
+		t.Errorf("after resume: %v", told)
+	}
+}

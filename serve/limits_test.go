@@ -1,8 +1,10 @@
 package serve_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -317,5 +319,57 @@ func TestAllowUIDs(t *testing.T) {
 				t.Errorf("%d refused", n)
 			}
 		}
+	}
+}
+
+// Limits of a Gate can change under those who are in.
+func TestGateUpdate(t *testing.T) {
+	gate := serve.Gate{Limits: serve.Limits{MaxConns: 1, MaxPerIP: 2}}
+	var a, b, c serve.Pass
+	if err := gate.Enter(&a); err != nil {
+		t.Fatal(err)
+	}
+	if err := gate.Enter(&b); !errors.Is(err, serve.ErrTooMany) {
+		t.Fatalf("the second of one: %v", err)
+	}
+	gate.Update(serve.Limits{MaxConns: 3, MaxPerIP: 2})
+	addr := netip.MustParseAddr("10.0.0.1")
+	if err := errors.Join(a.Admit(addr), gate.Enter(&b), b.Admit(addr)); err != nil {
+		t.Fatalf("after the limit was raised: %v", err)
+	}
+	if err := gate.Enter(&c); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Admit(addr); !errors.Is(err, serve.ErrTooMany) {
+		t.Errorf("the third of two from one address: %v", err)
+	}
+	c.Leave()
+	gate.EnterAnyway(&c, addr) // its predecessor let it in
+	gate.Update(serve.Limits{MaxConns: 1})
+	var d serve.Pass
+	if err := gate.Enter(&d); !errors.Is(err, serve.ErrTooMany) {
+		t.Errorf("after the limit was lowered: %v", err)
+	}
+	for _, p := range []*serve.Pass{&a, &b, &c} {
+		p.Leave()
+	}
+	if err := gate.Enter(&d); err != nil {
+		t.Errorf("when all have left: %v", err)
+	}
+}
+
+// Two servers with one Gate share its limits.
+func TestServersShareAGate(t *testing.T) {
+	leak.Check(t)
+	gate := &serve.Gate{Limits: serve.Limits{MaxConns: 1}}
+	wait := func(ctx context.Context, c *serve.Conn) error { _, err := io.Copy(c, c); return err }
+	one, two := raw(wait), raw(wait)
+	one.Gate, two.Gate = gate, gate
+	c := dial(t, start(t, one))
+	c.write("a")
+	c.expect("a")
+	dial(t, start(t, two)).expectEnd()
+	if n := gate.Refused().Conns; n != 1 {
+		t.Errorf("%d refused", n)
 	}
 }
