@@ -27,7 +27,6 @@ type target struct {
 // begin takes a connection that was let in.
 func (l *loop) begin(f *front, fd int32, from netip.AddrPort, pass serve.Pass) {
 	s := l.table.take()
-	l.open.Add(1)
 	s.set, s.front, s.pass = l.p.set.Load(), f, pass
 	s.fd[client] = fd
 	s.from.Addr = from
@@ -413,7 +412,7 @@ const turns = 8
 func (l *loop) pump(s *slot) {
 	pending := s.pending
 	more := l.carry(s, client)
-	if l.carry(s, backend) {
+	if l.carry(s, backend) || s.reset[client] && s.flows[client] == flowing {
 		more = true
 	}
 	for _, from := range [...]side{client, backend, client} {
@@ -466,7 +465,7 @@ func (l *loop) carry(s *slot, from side) (more bool) {
 		case e == unix.EINTR:
 			continue
 		case e != 0:
-			s.failed(from, e)
+			s.readFailed(from, e)
 			return false
 		case n == 0:
 			s.eof(from)
@@ -483,7 +482,7 @@ func (l *loop) carry(s *slot, from side) (more bool) {
 		if e != 0 {
 			m = 0
 			if e != unix.EAGAIN && e != unix.EINTR {
-				s.failed(to, e)
+				l.writeFailed(s, to, e)
 				return false
 			}
 		}
@@ -496,6 +495,12 @@ func (l *loop) carry(s *slot, from side) (more bool) {
 		}
 	}
 	return false
+}
+
+// writeFailed notes that a side takes nothing any more, and reads on what it said before.
+func (l *loop) writeFailed(s *slot, to side, e unix.Errno) {
+	s.writeFailed(to, e)
+	s.ready[to] |= canRead | ending
 }
 
 func (l *loop) took(s *slot, from side, n int) {
@@ -519,7 +524,7 @@ func (l *loop) flush(s *slot, from side) bool {
 			s.ready[to] &^= canWrite
 			return false
 		case e != 0:
-			s.failed(to, e)
+			l.writeFailed(s, to, e)
 			l.discard(s, from)
 			return false
 		}

@@ -282,8 +282,13 @@ func (l *loop) place(f *front, fd int32, from netip.AddrPort) bool {
 	}
 	least := slices.MinFunc(l.p.loops.all, func(a, b *loop) int { return int(a.open.Load() - b.open.Load()) })
 	if least == l || l.open.Load()-least.open.Load() < imbalance {
+		l.open.Add(1)
 		l.begin(f, fd, from, pass)
-	} else if !least.post(func() { least.begin(f, fd, from, pass) }) {
+		return true
+	}
+	least.open.Add(1) // now, or many that come together go to one
+	if !least.post(func() { least.begin(f, fd, from, pass) }) {
+		least.open.Add(-1)
 		sysClose(fd)
 		pass.Leave()
 	}

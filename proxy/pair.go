@@ -296,7 +296,7 @@ func (pr *pair) pump(from side) {
 		case isEnd(err):
 			pr.endFlow(from)
 		default:
-			pr.fail(from, err)
+			pr.fail(from, err, pr.relay.readFailed)
 		}
 		return
 	}
@@ -326,7 +326,7 @@ func (pr *pair) pass(from side, b []byte) bool {
 	pr.mu.Unlock()
 	pr.p.counts.bytes[from].Add(uint64(n))
 	if err != nil {
-		pr.fail(to, err)
+		pr.fail(to, err, pr.relay.writeFailed)
 		return false
 	}
 	return true
@@ -357,13 +357,13 @@ func (pr *pair) endFlow(from side) {
 
 // fail notes a broken side. What it sent before is still carried, but not for long; what
 // the other sends is for nobody.
-func (pr *pair) fail(s side, err error) {
+func (pr *pair) fail(s side, err error, note func(side, error)) {
 	pr.mu.Lock()
 	defer pr.mu.Unlock()
 	if pr.over != carryOn {
 		return
 	}
-	pr.relay.failed(s, err)
+	note(s, err)
 	pr.ends[s.other()].SetReadDeadline(time.Unix(1, 0))
 	pr.ends[s].SetReadDeadline(time.Now().Add(pr.set.limits.Linger))
 }

@@ -80,24 +80,34 @@ func (r *relay) waits(from side, pending bool, now time.Duration) {
 
 // eof notes the end of what a side sends.
 func (r *relay) eof(from side) {
-	if r.flows[from] == flowing {
-		r.flows[from] = ended
-		r.because(endedBy(from))
+	if r.flows[from] != flowing {
+		return
+	}
+	if r.reset[from] { // the write that failed has taken the error with it
+		r.flows[from] = broken
+		return
+	}
+	r.flows[from] = ended
+	r.because(endedBy(from))
+}
+
+// readFailed notes that a side's socket is broken, and all that it sent is read.
+func (r *relay) readFailed(s side, err error) {
+	r.writeFailed(s, err)
+	if r.flows[s] == flowing {
+		r.flows[s] = broken
 	}
 }
 
-// failed notes that a side's socket is broken. What it sent before is still for the
-// other; what the other sent is for nobody.
-func (r *relay) failed(s side, err error) {
+// writeFailed notes that a side's socket is broken. What the other sends is for nobody;
+// what this one sent before may still be read, and is for the other.
+func (r *relay) writeFailed(s side, err error) {
 	if r.reset[s] {
 		return
 	}
 	r.reset[s] = true
 	r.flows[s.other()] = broken
 	r.pending[s.other()] = false
-	if r.flows[s] == flowing {
-		r.flows[s] = broken
-	}
 	r.because(resetBy(s, err))
 }
 
@@ -113,7 +123,7 @@ func (r *relay) next(from side) order {
 	switch {
 	case r.reset[client] && r.reset[backend]:
 		return resetBoth
-	case r.reset[from] && !r.pending[from]:
+	case r.reset[from] && !r.pending[from] && r.flows[from] != flowing:
 		return lingerReset
 	case r.reset[to]:
 		return carryOn // the other flow says what becomes of this one

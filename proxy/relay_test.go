@@ -59,7 +59,7 @@ func TestAResetGoesBehindWhatWasSent(t *testing.T) {
 	s := tell(t)
 	s.r.waits(backend, true, 1) // an answer that the client has not taken yet
 	s.r.waits(client, true, 1)  // and a request that nobody will take
-	s.r.failed(backend, unix.ECONNRESET)
+	s.r.readFailed(backend, unix.ECONNRESET)
 	s.expect(backend, carryOn).expect(client, carryOn)
 	s.r.waits(backend, false, 2)
 	s.expect(backend, lingerReset)
@@ -68,10 +68,29 @@ func TestAResetGoesBehindWhatWasSent(t *testing.T) {
 	}
 }
 
+// A write finds out first that a side is gone: what it said before is still read.
+func TestAFailedWriteLeavesWhatWasSaid(t *testing.T) {
+	for name, rest := range map[string]func(r *relay){
+		"an error": func(r *relay) { r.readFailed(client, unix.ECONNRESET) },
+		"an end":   func(r *relay) { r.eof(client) },
+	} {
+		s := tell(t)
+		s.r.writeFailed(client, unix.EPIPE)
+		s.expect(client, carryOn)
+		s.r.moved(client, 100, 2)
+		s.expect(client, carryOn)
+		rest(&s.r)
+		s.expect(client, lingerReset)
+		if s.r.why != ClientReset {
+			t.Errorf("%s: why %v", name, s.r.why)
+		}
+	}
+}
+
 func TestBothReset(t *testing.T) {
 	s := tell(t)
-	s.r.failed(client, unix.ETIMEDOUT)
-	s.r.failed(backend, unix.EPIPE)
+	s.r.readFailed(client, unix.ETIMEDOUT)
+	s.r.readFailed(backend, unix.EPIPE)
 	s.expect(client, resetBoth).expect(backend, resetBoth)
 	if s.r.why != ClientLost {
 		t.Errorf("why: %v", s.r.why)
@@ -82,7 +101,7 @@ func TestAResetAfterAnEnd(t *testing.T) {
 	s := tell(t)
 	s.r.eof(client)
 	s.r.passedOn(client)
-	s.r.failed(client, unix.ECONNRESET) // it closed with bytes unread
+	s.r.readFailed(client, unix.ECONNRESET) // it closed with bytes unread
 	s.expect(client, lingerReset)
 }
 

@@ -117,7 +117,7 @@ func (l *loop) splice(s *slot, from side) bool {
 		return true
 	case e != 0:
 		l.demote(s, from)
-		s.failed(from, e)
+		s.readFailed(from, e)
 		return false
 	case n == 0:
 		l.demote(s, from)
@@ -150,7 +150,7 @@ func (l *loop) spliceOut(s *slot, from side) bool {
 			s.ready[to] &^= canWrite
 			return false
 		case e != 0:
-			s.failed(to, e)
+			l.writeFailed(s, to, e)
 			l.discard(s, from)
 			return false
 		}
