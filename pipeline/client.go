@@ -335,22 +335,13 @@ func (p *Client[R]) peerOf(n *holdfast.Node) *peer[R] {
 	}
 	all := make(map[*holdfast.Node]*peer[R], len(old)+1)
 	for node, pr := range old {
-		if node.State() != holdfast.StateDraining || len(p.linksOfLocked(pr)) > 0 {
+		if node.State() != holdfast.StateDraining || slices.ContainsFunc(p.links, func(l *link[R]) bool { return l.peer == pr }) {
 			all[node] = pr
 		}
 	}
 	all[n] = &peer[R]{node: n, name: n.String(), links: make([]atomic.Pointer[link[R]], p.cfg.Conns)}
 	p.peers.Store(&all)
 	return all[n]
-}
-
-func (p *Client[R]) linksOfLocked(pr *peer[R]) (all []*link[R]) {
-	for _, l := range p.links {
-		if l.peer == pr {
-			all = append(all, l)
-		}
-	}
-	return all
 }
 
 // enter puts a call into the lobby. again is that a link was made since made was read.
@@ -449,10 +440,9 @@ func (p *Client[R]) WaitReady(ctx context.Context) error {
 	}
 }
 
-func permanent(err error) bool {
-	e, ok := errors.AsType[*holdfast.Error](err)
-	return ok && e.Permanent()
-}
+// permanent reports that err was marked by holdfast.Permanent. Only an Error can tell, and
+// that of a handshake may be none.
+func permanent(err error) bool { return (&holdfast.Error{Err: err}).Permanent() }
 
 // Shutdown ends the Client in peace: new requests fail, those under way are waited
 // for, then all is closed. When ctx ends first it is as Close, and the error is ctx's.
@@ -463,7 +453,6 @@ func (p *Client[R]) Shutdown(ctx context.Context) error {
 	}
 	p.failLobbyLocked(errDraining)
 	links := slices.Clone(p.links)
-	empty := p.empty
 	p.emptiedLocked()
 	p.mu.Unlock()
 	for _, l := range links {
@@ -471,7 +460,7 @@ func (p *Client[R]) Shutdown(ctx context.Context) error {
 	}
 	var err error
 	select {
-	case <-empty:
+	case <-p.empty:
 	case <-ctx.Done():
 		err = ctx.Err()
 	}

@@ -60,7 +60,7 @@ func (p *Client[R]) Exclusive(ctx context.Context) (*Exclusive[R], error) {
 		if ctx.Err() != nil {
 			err = errors.Join(ended(ctx), err)
 		}
-		if attempt++; attempt > p.cfg.Attempts || ctx.Err() != nil || (&holdfast.Error{Err: err}).Permanent() {
+		if attempt++; attempt > p.cfg.Attempts || ctx.Err() != nil || permanent(err) {
 			return nil, &Error{NotSent, name, err}
 		}
 	}

@@ -163,7 +163,7 @@ func (l *link[R]) enqueueLocked(c *call[R]) {
 // startLocked counts a call. The first one starts the watch over the oldest.
 func (l *link[R]) startLocked(c *call[R]) {
 	if l.count == 0 {
-		l.watch(c)
+		l.watch(c.slow)
 	}
 	l.count++
 	if l.ids != nil {
@@ -171,9 +171,9 @@ func (l *link[R]) startLocked(c *call[R]) {
 	}
 }
 
-// watch sets when the link will be given up: the oldest call is c.
-func (l *link[R]) watch(c *call[R]) {
-	if stall := max(l.p.cfg.Stall, c.slow); stall != never {
+// watch sets when the link will be given up; slow is the oldest call's.
+func (l *link[R]) watch(slow time.Duration) {
+	if stall := max(l.p.cfg.Stall, slow); stall != never {
 		l.overdue.Store(int64(now() + stall))
 	}
 }
@@ -386,8 +386,17 @@ func (l *link[R]) failLocked(err error) {
 // timedOut reports an end by a deadline, which only interrupt sets.
 func timedOut(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }
 
+// outcomeOf is what is known of a call that was handed to a link which failed: what the
+// kernel did not take all of was not sent.
+func (l *link[R]) outcomeOf(c *call[R]) Outcome {
+	if c.end <= l.accepted {
+		return Unknown
+	}
+	return NotSent
+}
+
 // settle completes all calls of a link that failed, when nobody reads or writes it
-// any more: what the kernel did not take all of was not sent.
+// any more.
 func (l *link[R]) settle() {
 	l.mu.Lock()
 	all := slices.Concat(l.taken[l.at:], l.flight, l.queue, l.line)
@@ -404,10 +413,7 @@ func (l *link[R]) settle() {
 	for _, c := range all {
 		from, outcome := queued, NotSent
 		if state := c.state.Load(); state == sent || state == abandoned {
-			from = sent
-			if c.end <= l.accepted {
-				outcome = Unknown
-			}
+			from, outcome = sent, l.outcomeOf(c)
 		}
 		if !c.finish(from, &Error{outcome, l.peer.name, l.err}) {
 			l.p.recycle(c) // its caller has left

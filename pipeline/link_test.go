@@ -188,7 +188,7 @@ func TestNothingIsLeft(t *testing.T) {
 
 // P31: a request costs no allocation of ours, alone or in a crowd.
 func TestRequestsDoNotAllocate(t *testing.T) {
-	if raceEnabled {
+	if raceDetector {
 		t.Skip("the race detector allocates")
 	}
 	c, err := holdfast.New(holdfast.Static(echo(t)), holdfast.Config{})

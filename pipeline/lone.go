@@ -71,14 +71,11 @@ func (l *link[R]) blame(ctx context.Context, c *call[R], err error, left bool) e
 func (l *link[R]) describe(ctx context.Context, c *call[R], err error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	outcome, cause := NotSent, l.err
-	if c.end <= l.accepted {
-		outcome = Unknown
-	}
+	cause := l.err
 	if timedOut(err) && ctx.Err() != nil {
 		cause = ended(ctx)
 	}
-	return &Error{outcome, l.peer.name, cause}
+	return &Error{l.outcomeOf(c), l.peer.name, cause}
 }
 
 // written counts, and reports whether the writer is to go on.

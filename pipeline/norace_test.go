@@ -2,4 +2,4 @@
 
 package pipeline_test
 
-const raceEnabled = false
+const raceDetector = false

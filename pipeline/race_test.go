@@ -2,4 +2,4 @@
 
 package pipeline_test
 
-const raceEnabled = true
+const raceDetector = true

@@ -153,14 +153,13 @@ func (l *link[R]) progress(finished int) bool {
 			l.watchLocked()
 		}
 	}
-	if l.count == 0 && finished > 0 {
-		if finished == 1 {
+	if l.count == 0 {
+		switch {
+		case finished == 1:
 			l.single++
-		} else {
+		case finished > 1:
 			l.single = 0
 		}
-	}
-	if l.count == 0 {
 		l.in.rest()
 	}
 	park := l.count == 0 && l.single >= lonely && l.p.cfg.OnPush == nil
@@ -177,12 +176,12 @@ func (l *link[R]) progress(finished int) bool {
 
 // watchLocked sets anew when the link will be late: there was progress.
 func (l *link[R]) watchLocked() {
-	oldest := &call[R]{}
+	var slow time.Duration
 	for _, list := range [][]*call[R]{l.taken[l.at:], l.flight, l.queue} {
 		if len(list) > 0 {
-			oldest = list[0]
+			slow = list[0].slow
 			break
 		}
 	}
-	l.watch(oldest)
+	l.watch(slow)
 }

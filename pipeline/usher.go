@@ -29,7 +29,9 @@ func (p *Client[R]) usherLocked() {
 
 func (p *Client[R]) usher() {
 	for p.wanted() {
-		busy := p.dialing()
+		p.mu.Lock()
+		busy := p.dialingLocked()
+		p.mu.Unlock()
 		lease, err := p.cluster.Pick(0, busy)
 		switch {
 		case err == nil:
@@ -63,10 +65,8 @@ func (p *Client[R]) wanted() bool {
 	return p.ushering
 }
 
-// dialing are the nodes that are being connected to.
-func (p *Client[R]) dialing() (busy []*holdfast.Node) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// dialingLocked are the nodes that are being connected to.
+func (p *Client[R]) dialingLocked() (busy []*holdfast.Node) {
 	for n, pr := range *p.peers.Load() {
 		if pr.dialing > 0 {
 			busy = append(busy, n)
@@ -180,7 +180,7 @@ func (p *Client[R]) seat(l *link[R]) {
 }
 
 func (p *Client[R]) seatLocked(l *link[R]) {
-	elsewhere := p.dialingLocked()
+	elsewhere := len(p.dialingLocked()) > 0
 	stay := p.lobby[:0]
 	for _, c := range p.lobby {
 		if elsewhere && slices.Contains(c.avoid, l.peer.node) {
@@ -194,15 +194,6 @@ func (p *Client[R]) seatLocked(l *link[R]) {
 	}
 	clear(p.lobby[len(stay):])
 	p.lobby = stay
-}
-
-func (p *Client[R]) dialingLocked() bool {
-	for _, pr := range *p.peers.Load() {
-		if pr.dialing > 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // ended is called when a link is over.

@@ -111,11 +111,9 @@ func (r *Client) Do(ctx context.Context, args ...any) Value {
 	case k.blocks():
 		return r.doAlone(ctx, args)
 	}
-	v, err := r.shared.Do(ctx, pipeline.Request{
-		Safety: k.safety(),
-		Encode: func(dst []byte, _ uint64) ([]byte, error) { return appendCommand(dst, args) },
-	})
-	return reply(v, err)
+	req := command(args)
+	req.Safety = k.safety()
+	return reply(r.shared.Do(ctx, req))
 }
 
 // doAlone is for a command that blocks.
@@ -125,11 +123,15 @@ func (r *Client) doAlone(ctx context.Context, args []any) Value {
 		return failure(err)
 	}
 	defer x.Release()
-	v, err := x.Do(ctx, pipeline.Request{
-		Slow:   -1,
-		Encode: func(dst []byte, _ uint64) ([]byte, error) { return appendCommand(dst, args) },
-	})
-	return reply(v, err)
+	req := command(args)
+	req.Slow = -1
+	return reply(x.Do(ctx, req))
+}
+
+// command is the request for a command. It must stay small enough to be inlined: only
+// then does the func need no allocation.
+func command(args []any) pipeline.Request {
+	return pipeline.Request{Encode: func(dst []byte, _ uint64) ([]byte, error) { return appendCommand(dst, args) }}
 }
 
 // reply joins the error of a transport and that of a server.

@@ -15,12 +15,12 @@ func TestHelloFallsBack(t *testing.T) {
 		"no HELLO, password": {"--rename-command", "HELLO", "", "--requirepass", "secret"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := startServer(t, args...)
+			s := redis.StartServer(t, args...)
 			cfg := redis.Config{Name: "me", DB: 2}
 			if len(args) > 3 {
 				cfg.Credentials = password("", "secret")
 			}
-			r := clientOf(t, cfg, s.addr)
+			r := clientOf(t, cfg, s.Addr)
 			if err := r.Do(t.Context(), "HSET", "h", "a", 1).Err(); err != nil {
 				t.Fatal(err)
 			}

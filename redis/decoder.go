@@ -75,11 +75,6 @@ func (d *decoder) Decode(b []byte) (v Value, n int, done bool, err error) {
 	return Value{}, n, false, d.err
 }
 
-// idle reports whether the stream may end here.
-func (d *decoder) idle() bool {
-	return len(d.open) == 0 && len(d.held) == 0 && d.left == 0 && !d.chunked
-}
-
 // next consumes a line or some of a string. With whole they were a value: a scalar, or
 // an aggregate that is empty or was ended.
 func (d *decoder) next(b []byte) (v Value, n int, whole bool) {

@@ -10,6 +10,11 @@ import (
 	"testing"
 )
 
+// idle reports whether the stream may end here.
+func (d *decoder) idle() bool {
+	return len(d.open) == 0 && len(d.held) == 0 && d.left == 0 && !d.chunked
+}
+
 // decodeAll feeds a stream in pieces, as a connection does, and returns the dumps of
 // its values and why there are no more. What the decoder gets is overwritten at once,
 // for it must keep nothing of it.

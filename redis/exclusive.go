@@ -34,13 +34,12 @@ func (r *Client) Exclusive(ctx context.Context) (*Conn, error) {
 // alone. SUBSCRIBE and MONITOR have no such reply: see [Client.Subscribe].
 func (c *Conn) Do(ctx context.Context, args ...any) Value {
 	k := traitsOf(args)
-	req := pipeline.Request{Encode: func(dst []byte, _ uint64) ([]byte, error) { return appendCommand(dst, args) }}
+	req := command(args)
 	if k.blocks() {
 		req.Slow = -1
 	}
 	c.dirty = c.dirty || k.changesState()
-	v, err := c.x.Do(ctx, req)
-	return reply(v, err)
+	return reply(c.x.Do(ctx, req))
 }
 
 // Release ends the loan. The connection goes back to the pool, unless its state has
@@ -117,17 +116,14 @@ func (c *Conn) watch(ctx context.Context, keys []string) error {
 	for _, k := range keys {
 		args = append(args, k)
 	}
-	v, err := c.x.Do(ctx, pipeline.Request{Encode: func(dst []byte, _ uint64) ([]byte, error) { return appendCommand(dst, args) }})
-	return reply(v, err).Err()
+	return reply(c.x.Do(ctx, command(args))).Err()
 }
 
 // finish gives the connection back, with nothing watched.
 func (c *Conn) finish(ctx context.Context, watched bool) {
 	if watched {
-		v, err := c.x.Do(ctx, pipeline.Request{Encode: func(dst []byte, _ uint64) ([]byte, error) {
-			return appendCommand(dst, []any{"UNWATCH"})
-		}})
-		c.dirty = c.dirty || reply(v, err).Err() != nil
+		err := reply(c.x.Do(ctx, command([]any{"UNWATCH"}))).Err()
+		c.dirty = c.dirty || err != nil
 	}
 	c.Release()
 }
@@ -159,7 +155,7 @@ func (c *Conn) exec(ctx context.Context, b *Batch) ([]Value, error) {
 		c.dirty = true
 		return nil, fmt.Errorf("redis: EXEC answered %d of %d commands", len(results), b.n)
 	}
-	return replies(results, len(results), nil), nil
+	return results, nil
 }
 
 // ReadTo sends a command whose reply is one string, such as GET, and copies that to w
@@ -174,7 +170,8 @@ func (r *Client) ReadTo(ctx context.Context, w io.Writer, args ...any) (n int64,
 		return 0, err
 	}
 	defer x.Release()
-	req := pipeline.Request{Slow: -1, Encode: func(dst []byte, _ uint64) ([]byte, error) { return appendCommand(dst, args) }}
+	req := command(args)
+	req.Slow = -1
 	var refusal error
 	err = x.Raw(ctx, req, func(in *bufio.Reader) error {
 		n, refusal, err = copyString(w, in)

@@ -38,7 +38,7 @@ type greeting struct {
 
 // do sends a command. An error reply is the Value's, any other error the stream's.
 func (g *greeting) do(args ...any) (Value, error) {
-	return g.s.Do(pipeline.Request{Encode: func(dst []byte, _ uint64) ([]byte, error) { return appendCommand(dst, args) }})
+	return g.s.Do(command(args))
 }
 
 // must sends a command that must succeed.

@@ -3,60 +3,13 @@ package redis
 import (
 	"fmt"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-// server is a real Redis that the tests of this package share, on a socket of its own.
-type server struct{ socket string }
-
-// startServer skips the test where there is no redis-server, and fails it in CI.
-func startServer(t *testing.T) *server {
-	t.Helper()
-	program, err := exec.LookPath("redis-server")
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("there is no redis-server here; .ci/setup installs it")
-		}
-		t.Skip("there is no redis-server here")
-	}
-	dir, err := os.MkdirTemp("", "redis") // of t.TempDir the path can be too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &server{socket: filepath.Join(dir, "s")}
-	cmd := exec.Command(program, "--port", "0", "--unixsocket", s.socket, "--dir", dir,
-		"--save", "", "--appendonly", "no", "--enable-debug-command", "yes")
-	var log strings.Builder
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() { defer close(ended); cmd.Wait() }()
-	t.Cleanup(func() { cmd.Process.Kill(); <-ended })
-	for patience := time.After(20 * time.Second); ; {
-		if conn, err := net.Dial("unix", s.socket); err == nil {
-			conn.Close()
-			return s
-		}
-		select {
-		case <-ended:
-			t.Fatalf("redis-server ended: %s", log.String())
-		case <-patience:
-			t.Fatal("redis-server does not listen")
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-}
-
-// line is a connection of the least that there is: one command at a time.
+// hotline is a connection of the least that there is: one command at a time.
 type hotline struct {
 	t    *testing.T
 	conn net.Conn
@@ -64,9 +17,9 @@ type hotline struct {
 	rest []byte
 }
 
-func (s *server) connect(t *testing.T, protocol int) *hotline {
+func (s *Server) connect(t *testing.T, protocol int) *hotline {
 	t.Helper()
-	conn, err := net.Dial("unix", s.socket)
+	conn, err := net.Dial("unix", s.Sock)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +66,7 @@ func (l *hotline) next() Value {
 
 // All that a server can say, by its own DEBUG PROTOCOL, in both protocols.
 func TestServerSpeaksEveryType(t *testing.T) {
-	s := startServer(t)
+	s := StartServer(t)
 	for protocol, want := range map[int]map[string]string{
 		2: {
 			"string": `$"Hello World"`, "integer": ":12345", "double": `$"3.141"`, "null": "_", "array": "*[:0 :1 :2]",
@@ -148,7 +101,7 @@ func TestServerSpeaksEveryType(t *testing.T) {
 
 // The same question has the same answer in both protocols, whatever they look like.
 func TestServerConversionsAgree(t *testing.T) {
-	s := startServer(t)
+	s := StartServer(t)
 	for _, protocol := range []int{2, 3} {
 		l := s.connect(t, protocol)
 		check := func(what string, got any, err error, want string) {
@@ -212,7 +165,7 @@ func TestServerConversionsAgree(t *testing.T) {
 
 // What a script says halfway is no refusal, for what came before has happened.
 func TestServerScriptsAreNotRefused(t *testing.T) {
-	l := startServer(t).connect(t, 3)
+	l := StartServer(t).connect(t, 3)
 	l.do("CONFIG", "SET", "min-replicas-to-write", 1)
 	if err := l.do("SET", "k", "v").Err(); !notRun(err) {
 		t.Errorf("%v was not run", err)
@@ -224,7 +177,7 @@ func TestServerScriptsAreNotRefused(t *testing.T) {
 
 // The table of commands against what the server says of its own.
 func TestServerKnowsTheCommands(t *testing.T) {
-	l := startServer(t).connect(t, 3)
+	l := StartServer(t).connect(t, 3)
 	all, err := l.do("COMMAND").Values()
 	if err != nil || len(all) < 200 {
 		t.Fatal(len(all), err)

@@ -37,9 +37,9 @@ func password(user, word string) func(context.Context) (string, string, error) {
 
 // P17–P19: what is asked is answered, in both protocols, over both kinds of sockets.
 func TestDo(t *testing.T) {
-	s := startServer(t)
+	s := redis.StartServer(t)
 	for _, protocol := range []int{2, 3} {
-		for _, addr := range []string{s.addr, "unix:" + s.sock} {
+		for _, addr := range []string{s.Addr, "unix:" + s.Sock} {
 			t.Run(fmt.Sprintf("RESP%d %.4s", protocol, addr), func(t *testing.T) {
 				ctx := t.Context()
 				r := clientOf(t, redis.Config{Protocol: protocol, Name: "tester"}, addr)
@@ -97,7 +97,7 @@ func TestDo(t *testing.T) {
 // P7: users and passwords come from a function, for each connection; a wrong one is
 // told at once, and never what it was.
 func TestCredentials(t *testing.T) {
-	s := startServer(t, "--requirepass", "open sesame", "--user", "alice", "on", ">wonderland", "~*", "+@all")
+	s := redis.StartServer(t, "--requirepass", "open sesame", "--user", "alice", "on", ">wonderland", "~*", "+@all")
 	for name, c := range map[string]struct {
 		user, word string
 		protocol   int
@@ -112,7 +112,7 @@ func TestCredentials(t *testing.T) {
 		"no password":             {"", "", 3, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := clientOf(t, redis.Config{Credentials: password(c.user, c.word), Protocol: c.protocol}, s.addr)
+			r := clientOf(t, redis.Config{Credentials: password(c.user, c.word), Protocol: c.protocol}, s.Addr)
 			begin := time.Now()
 			err := r.Do(t.Context(), "PING").Err()
 			switch {
@@ -129,7 +129,7 @@ func TestCredentials(t *testing.T) {
 
 // A batch has an error for each command, and goes out as one.
 func TestBatch(t *testing.T) {
-	r := clientOf(t, redis.Config{}, startServer(t).addr)
+	r := clientOf(t, redis.Config{}, redis.StartServer(t).Addr)
 	var b redis.Batch
 	b.Add("SET", "k", "v")
 	b.Add("INCR", "k")
@@ -172,7 +172,7 @@ func TestBatch(t *testing.T) {
 
 // Transactions that fight over a key all go through, and none is lost.
 func TestTx(t *testing.T) {
-	r := clientOf(t, redis.Config{}, startServer(t).addr)
+	r := clientOf(t, redis.Config{}, redis.StartServer(t).Addr)
 	ctx := t.Context()
 	var wg sync.WaitGroup
 	const each = 10
@@ -222,7 +222,7 @@ func TestTx(t *testing.T) {
 }
 
 func TestScript(t *testing.T) {
-	r := clientOf(t, redis.Config{}, startServer(t).addr)
+	r := clientOf(t, redis.Config{}, redis.StartServer(t).Addr)
 	s := redis.NewScript("return {KEYS[1], ARGV[1], redis.call('INCR', KEYS[1])}")
 	for i := range 3 {
 		got, err := r.Eval(t.Context(), s, []string{"counter"}, "arg").Strings()
@@ -238,7 +238,7 @@ func TestScript(t *testing.T) {
 // What blocks has a connection of its own: it holds up nobody, and ends with its
 // context.
 func TestBlocking(t *testing.T) {
-	r := clientOf(t, redis.Config{}, startServer(t).addr)
+	r := clientOf(t, redis.Config{}, redis.StartServer(t).Addr)
 	ctx := t.Context()
 	popped := make(chan string)
 	go func() {
@@ -270,7 +270,7 @@ func TestBlocking(t *testing.T) {
 }
 
 func TestStateIsRefusedOnSharedConnections(t *testing.T) {
-	r := clientOf(t, redis.Config{DB: 3}, startServer(t).addr)
+	r := clientOf(t, redis.Config{DB: 3}, redis.StartServer(t).Addr)
 	ctx := t.Context()
 	for _, args := range [][]any{{"SELECT", 1}, {"multi"}, {"Watch", "k"}, {"SUBSCRIBE", "c"}, {"CLIENT", "REPLY", "OFF"}, {"client", "tracking", "on"},
 		{"MONITOR"}, {"RESET"}, {"QUIT"}, {"HELLO", 2}, {"AUTH", "x"}} {
@@ -301,7 +301,7 @@ func TestStateIsRefusedOnSharedConnections(t *testing.T) {
 }
 
 func TestScan(t *testing.T) {
-	r := clientOf(t, redis.Config{}, startServer(t).addr)
+	r := clientOf(t, redis.Config{}, redis.StartServer(t).Addr)
 	ctx := t.Context()
 	var b redis.Batch
 	for i := range 500 {
@@ -339,7 +339,7 @@ func TestScan(t *testing.T) {
 
 // A value larger than anybody wants in memory goes by.
 func TestReadTo(t *testing.T) {
-	r := clientOf(t, redis.Config{}, startServer(t).addr)
+	r := clientOf(t, redis.Config{}, redis.StartServer(t).Addr)
 	ctx := t.Context()
 	big := bytes.Repeat([]byte("0123456789\r\n"), 1<<20)
 	if err := r.Do(ctx, "SET", "big", big).Err(); err != nil {
@@ -380,7 +380,7 @@ func (full) Write([]byte) (int, error) { return 0, errFull }
 func TestSubscribe(t *testing.T) {
 	for _, protocol := range []int{2, 3} {
 		t.Run(fmt.Sprint("RESP", protocol), func(t *testing.T) {
-			r := clientOf(t, redis.Config{Protocol: protocol}, startServer(t).addr)
+			r := clientOf(t, redis.Config{Protocol: protocol}, redis.StartServer(t).Addr)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			news, err := r.Subscribe(ctx, "news")
@@ -454,9 +454,9 @@ func expect(t *testing.T, ctx context.Context, s *redis.Subscription, want redis
 // What the server did not run goes to another one, and a demoted primary is not
 // written to again.
 func TestReadOnlyServerIsPassedOver(t *testing.T) {
-	primary := startServer(t)
-	replica := startServer(t, "--replicaof", "127.0.0.1 "+primary.port)
-	c, err := holdfast.New(holdfast.Static(replica.addr, primary.addr), holdfast.Config{Picker: holdfast.Ordered()})
+	primary := redis.StartServer(t)
+	replica := redis.StartServer(t, "--replicaof", "127.0.0.1 "+primary.Port)
+	c, err := holdfast.New(holdfast.Static(replica.Addr, primary.Addr), holdfast.Config{Picker: holdfast.Ordered()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -478,9 +478,9 @@ func TestReadOnlyServerIsPassedOver(t *testing.T) {
 // It must show 2, against a real server: INCR through something that executes and then
 // cuts is never run twice, and what is said of it is true.
 func TestIncrIsNeverRunTwice(t *testing.T) {
-	s := startServer(t)
-	direct := clientOf(t, redis.Config{}, s.addr)
-	cut := newCutter(t, s.addr)
+	s := redis.StartServer(t)
+	direct := clientOf(t, redis.Config{}, s.Addr)
+	cut := newCutter(t, s.Addr)
 	r := clientOf(t, redis.Config{}, cut.addr)
 	ctx := t.Context()
 	ok, unknown := 0, 0
@@ -567,12 +567,12 @@ func (c *cutter) relay(down, up net.Conn) {
 
 // Addresses say what they mean, and what is wrong with them, and never a password.
 func TestOpen(t *testing.T) {
-	s := startServer(t, "--requirepass", "secret")
+	s := redis.StartServer(t, "--requirepass", "secret")
 	for _, address := range []string{
-		"redis://:secret@" + s.addr,
-		"redis://default:secret@" + s.addr + "/3?protocol=2&name=me",
-		"redis://:secret@127.0.0.1:1," + s.addr + "/?db=2",
-		"unix://:secret@" + s.sock + "?db=1",
+		"redis://:secret@" + s.Addr,
+		"redis://default:secret@" + s.Addr + "/3?protocol=2&name=me",
+		"redis://:secret@127.0.0.1:1," + s.Addr + "/?db=2",
+		"unix://:secret@" + s.Sock + "?db=1",
 	} {
 		r, err := redis.Open(address)
 		if err != nil {
@@ -601,10 +601,10 @@ func TestOpen(t *testing.T) {
 }
 
 func TestNothingIsLeft(t *testing.T) {
-	s := startServer(t)
+	s := redis.StartServer(t)
 	leak.Check(t)
 	for range 3 {
-		r, err := redis.Open("redis://" + s.addr)
+		r, err := redis.Open("redis://" + s.Addr)
 		if err != nil {
 			t.Fatal(err)
 		}

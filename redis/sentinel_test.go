@@ -20,7 +20,7 @@ import (
 
 // startSentinels starts three sentinels of one service, and waits until they know of
 // its replica and of each other.
-func startSentinels(t *testing.T, primary *server) (addrs []string) {
+func startSentinels(t *testing.T, primary *redis.Server) (addrs []string) {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
 	if err != nil {
@@ -28,10 +28,10 @@ func startSentinels(t *testing.T, primary *server) (addrs []string) {
 	}
 	for range 3 {
 		dir := t.TempDir()
-		port := freePort(t)
+		port := redis.FreePort(t)
 		conf := filepath.Join(dir, "sentinel.conf")
 		text := fmt.Sprintf("port %s\nbind 127.0.0.1\ndir %s\nsentinel monitor cache 127.0.0.1 %s 2\n"+
-			"sentinel down-after-milliseconds cache 500\nsentinel failover-timeout cache 3000\n", port, dir, primary.port)
+			"sentinel down-after-milliseconds cache 500\nsentinel failover-timeout cache 3000\n", port, dir, primary.Port)
 		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -67,8 +67,8 @@ func eventually(t *testing.T, what string, so func() bool) {
 // writes go on there. No reply is wrong, and what failed after it was sent says that it
 // may have run.
 func TestSentinelFailover(t *testing.T) {
-	primary := startServer(t)
-	replica := startServer(t, "--replicaof", "127.0.0.1 "+primary.port, "--repl-diskless-load", "swapdb")
+	primary := redis.StartServer(t)
+	replica := redis.StartServer(t, "--replicaof", "127.0.0.1 "+primary.Port, "--repl-diskless-load", "swapdb")
 	sentinels := startSentinels(t, primary)
 	r, err := redis.Open("sentinel://" + strings.Join(sentinels, ",") + "/cache")
 	if err != nil {
@@ -82,14 +82,14 @@ func TestSentinelFailover(t *testing.T) {
 	l.run(8)
 	eventually(t, "the load flows", func() bool { return l.ok.Load() > 500 })
 	before := l.ok.Load()
-	primary.kill()
+	primary.Kill()
 	eventually(t, "writes go on", func() bool { return l.ok.Load() > before+2000 })
 	close(l.stop)
 	l.wg.Wait()
 	if l.wrong.Load() > 0 || l.other.Load() != nil {
 		t.Errorf("%d wrong replies, %v", l.wrong.Load(), l.other.Load())
 	}
-	direct := clientOf(t, redis.Config{}, replica.addr)
+	direct := clientOf(t, redis.Config{}, replica.Addr)
 	if role, err := direct.Do(t.Context(), "ROLE").Values(); err != nil || len(role) == 0 {
 		t.Errorf("%v, %v", role, err)
 	}
@@ -159,8 +159,8 @@ func (l *load) count(err error) (failed bool) {
 
 // Replicas are another role, and their own set of endpoints.
 func TestSentinelReplicas(t *testing.T) {
-	primary := startServer(t)
-	replica := startServer(t, "--replicaof", "127.0.0.1 "+primary.port)
+	primary := redis.StartServer(t)
+	replica := redis.StartServer(t, "--replicaof", "127.0.0.1 "+primary.Port)
 	sentinels := startSentinels(t, primary)
 	c, err := holdfast.New(&redis.Sentinel{Addrs: sentinels, Service: "cache", Role: redis.Replica}, holdfast.Config{})
 	if err != nil {
@@ -173,7 +173,7 @@ func TestSentinelReplicas(t *testing.T) {
 		role, err := r.Do(t.Context(), "INFO", "replication").Text()
 		return err == nil && strings.Contains(role, "role:slave")
 	})
-	if nodes := c.Stats().Nodes; len(nodes) != 1 || !strings.HasSuffix(nodes[0].Node, ":"+replica.port) {
+	if nodes := c.Stats().Nodes; len(nodes) != 1 || !strings.HasSuffix(nodes[0].Node, ":"+replica.Port) {
 		t.Errorf("nodes: %+v", nodes)
 	}
 	if _, err := redis.Open("sentinel://" + sentinels[0] + "/nosuchservice"); err != nil {

@@ -1,4 +1,4 @@
-package redis_test
+package redis
 
 import (
 	"bytes"
@@ -14,23 +14,24 @@ import (
 	"time"
 )
 
-// server is a real redis-server in a folder of its own.
-type server struct {
+// Server is a real redis-server in a folder of its own. It is exported for the tests
+// outside the package.
+type Server struct {
 	testing.TB
-	addr, port, sock string
+	Addr, Port, Sock string
 	args             []string
 	cmd              *exec.Cmd
 	log              bytes.Buffer
 }
 
-// startServer starts one, on a free port and a Unix socket, with further arguments. Where
+// StartServer starts one, on a free port and a Unix socket, with further arguments. Where
 // there is none the test is skipped, but not in CI.
-func startServer(t testing.TB, args ...string) *server {
+func StartServer(t testing.TB, args ...string) *Server {
 	t.Helper()
 	path, err := exec.LookPath("redis-server")
 	if err != nil {
 		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
+			t.Fatal("there is no redis-server here; .ci/setup installs it")
 		}
 		t.Skip("no redis-server: ", err)
 	}
@@ -39,16 +40,16 @@ func startServer(t testing.TB, args ...string) *server {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	s := &server{TB: t, port: freePort(t), sock: filepath.Join(dir, "redis.sock")}
-	s.addr = "127.0.0.1:" + s.port
-	s.args = append([]string{path, "--port", s.port, "--bind", "127.0.0.1", "--unixsocket", s.sock, "--dir", dir,
+	s := &Server{TB: t, Port: FreePort(t), Sock: filepath.Join(dir, "redis.sock")}
+	s.Addr = "127.0.0.1:" + s.Port
+	s.args = append([]string{path, "--port", s.Port, "--bind", "127.0.0.1", "--unixsocket", s.Sock, "--dir", dir,
 		"--save", "", "--enable-debug-command", "yes", "--repl-diskless-sync-delay", "0"}, args...)
 	s.start()
-	t.Cleanup(s.kill)
+	t.Cleanup(s.Kill)
 	return s
 }
 
-func (s *server) start() {
+func (s *Server) start() {
 	s.Helper()
 	s.cmd = exec.Command(s.args[0], s.args[1:]...)
 	s.cmd.Stdout, s.cmd.Stderr = &s.log, &s.log
@@ -56,17 +57,17 @@ func (s *server) start() {
 		s.Fatal(err)
 	}
 	for range 1000 {
-		if conn, err := net.Dial("unix", s.sock); err == nil {
+		if conn, err := net.Dial("unix", s.Sock); err == nil {
 			conn.Close()
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	s.kill()
+	s.Kill()
 	s.Fatalf("redis-server does not answer:\n%s", &s.log)
 }
 
-func (s *server) kill() {
+func (s *Server) Kill() {
 	if s.cmd != nil {
 		s.cmd.Process.Kill()
 		s.cmd.Wait()
@@ -76,8 +77,8 @@ func (s *server) kill() {
 
 var portsTaken atomic.Int64
 
-// freePort is one that nobody has: below those that the system gives out by itself.
-func freePort(t testing.TB) string {
+// FreePort is one that nobody has: below those that the system gives out by itself.
+func FreePort(t testing.TB) string {
 	t.Helper()
 	text, _ := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
 	first := 32768

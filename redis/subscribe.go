@@ -150,13 +150,11 @@ func send(ctx context.Context, x *pipeline.Exclusive[Value], verb string, names 
 	if len(names) == 0 {
 		return nil
 	}
-	return x.Send(ctx, pipeline.Request{Encode: func(dst []byte, _ uint64) ([]byte, error) {
-		args := []any{verb}
-		for _, name := range names {
-			args = append(args, name)
-		}
-		return appendCommand(dst, args)
-	}})
+	args := []any{verb}
+	for _, name := range names {
+		args = append(args, name)
+	}
+	return x.Send(ctx, command(args))
 }
 
 var errClosed = fmt.Errorf("redis: subscription closed: %w", pipeline.ErrClosed)

@@ -27,8 +27,8 @@ func TestTLS(t *testing.T) {
 	}
 	os.WriteFile(cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate[0]}), 0o600)
 	os.WriteFile(key, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600)
-	port := freePort(t)
-	startServer(t, "--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert, "--tls-auth-clients", "no")
+	port := redis.FreePort(t)
+	redis.StartServer(t, "--tls-port", port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert, "--tls-auth-clients", "no")
 	roots := x509.NewCertPool()
 	roots.AddCert(lender.Certificate())
 	c, err := holdfast.New(holdfast.Static("tls://127.0.0.1:"+port), holdfast.Config{TLS: &tls.Config{RootCAs: roots}})
