@@ -4,6 +4,7 @@
 //
 //	go -C bench run .            prints the table and writes docs/benchmarks.md
 //	go -C bench run . -only pool
+//	go -C bench run . -only proxy: -quick
 package main
 
 import (
@@ -24,6 +25,7 @@ func main() {
 	}
 	rounds := flag.Int("rounds", 10, "rounds, of which the first is dropped")
 	only := flag.String("only", "", "run only the rows whose name contains this")
+	quick := flag.Bool("quick", false, "short rounds of the proxy, to see that all works")
 	out := flag.String("o", "../docs/benchmarks.md", "file to write the table to; empty writes none")
 	flag.Parse()
 
@@ -45,8 +47,18 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	if *out != "" && *only == "" {
-		if err := write(*out, reports, others, *rounds); err != nil {
+	file := *out
+	if *only != "" || *quick {
+		file = ""
+	}
+	through, err := proxySuite(*only, *rounds, *quick, file)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	others = append(others, through...)
+	if file != "" {
+		if err := write(file, reports, others, *rounds); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -195,8 +195,19 @@ func (c *child) stop() {
 
 // beChild is main in a child.
 func beChild(kind string) error {
-	if kind == "restart" {
+	switch kind {
+	case "restart":
 		return beRestartable()
+	case "proxy":
+		return beProxy()
+	case "proxy-restart":
+		return beRestartableProxy()
+	case "proxy-backend":
+		return beBackend()
+	case "proxy-load":
+		return beLoad()
+	case "proxy-suite":
+		return beProxySuite()
 	}
 	ln, err := listenAs(kind)
 	if err != nil {

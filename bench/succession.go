@@ -288,12 +288,16 @@ type service struct {
 }
 
 func startService(admin, addr string) (*service, error) {
+	return startServiceAs("restart", -1, admin, addr)
+}
+
+func startServiceAs(kind string, cpu int, admin, addr string, env ...string) (*service, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), childVar+"=restart", "ADMIN="+admin, "ADDR=tcp://"+addr)
+	cmd.Env = append(append(os.Environ(), childVar+"="+kind, "ADMIN="+admin, "ADDR=tcp://"+addr), env...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -303,7 +307,7 @@ func startService(admin, addr string) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	if err := startOn(cpu, cmd); err != nil {
 		return nil, err
 	}
 	s := &service{cmd: cmd, in: in, log: make(chan map[string]any, 1000)}
