@@ -2,11 +2,13 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/holdfast-net/holdfast"
@@ -266,6 +268,7 @@ func (l *loop) tune(s *slot) {
 		return
 	}
 	fd, k := s.fd[backend], t.opts.KeepAlive
+	sysSet(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
 	or := func(d, def time.Duration) time.Duration {
 		if d == 0 {
 			return def
@@ -332,19 +335,29 @@ func (l *loop) dialed(s *slot, events uint32) {
 }
 
 // toItself reports whether a connect to a port of this host that nobody listens on has
-// met itself.
+// met itself: the kernel may choose that very port for it.
 func (l *loop) toItself(s *slot) bool {
 	t := l.nodes[s.lease.Node()]
 	if t == nil || t.family == unix.AF_UNIX {
 		return false
 	}
 	there := t.addr.addrPort()
-	if there.Port() < 1024 || !there.Addr().IsLoopback() {
+	if there.Port() < lowestPort() || !there.Addr().IsLoopback() {
 		return false
 	}
 	var here sockaddr
 	return sysName(s.fd[backend], &here) == 0 && here.addrPort() == there
 }
+
+// lowestPort is the first that the kernel gives to who connects.
+var lowestPort = sync.OnceValue(func() uint16 {
+	var low, high uint16
+	b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if n, _ := fmt.Sscan(string(b), &low, &high); err != nil || n < 1 {
+		return 1024
+	}
+	return low
+})
 
 // dialFailed gives a node up; false is that it was the last one that there was time for.
 func (l *loop) dialFailed(s *slot, e unix.Errno) bool {

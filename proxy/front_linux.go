@@ -24,8 +24,8 @@ type front struct {
 	pause atomic.Int64 // after the last failed accept; 0 when it went well
 
 	mu     sync.Mutex
-	on     map[*loop]bool // who watches it
-	parked []parked       // accepted, and there is no room for them yet
+	holder *loop    // the one that accepts; nil while none does
+	parked []parked // accepted, and there is no room for them yet
 	logged time.Time
 	silent int
 	spare  *os.File // open for nothing: room for one accept when there are no files
@@ -46,7 +46,7 @@ func (ls *loops) front(ln net.Listener) (*front, bool) {
 	if !ok {
 		return nil, false
 	}
-	f := &front{ln: ln, fd: int32(fd), unix: ln.Addr().Network() == "unix", on: map[*loop]bool{}}
+	f := &front{ln: ln, fd: int32(fd), unix: ln.Addr().Network() == "unix"}
 	f.spare, _ = os.Open(os.DevNull)
 	f.tune(ls.p.set.Load().Socket)
 	ls.mu.Lock()
@@ -55,6 +55,10 @@ func (ls *loops) front(ln net.Listener) (*front, bool) {
 	ls.fronts = append(ls.fronts, f)
 	return f, true
 }
+
+// notSent bounds what the kernel keeps for a peer that does not read, over what is under
+// way to it: it would grow to megabytes for each, and the memory is all connections' own.
+const notSent = 128 << 10
 
 // tune sets the options that connections inherit from their listener.
 func (f *front) tune(o serve.Socket) {
@@ -74,6 +78,7 @@ func (f *front) tune(o serve.Socket) {
 		return 0
 	}
 	sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, flag(!o.Nagle))
+	sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
 	sysSet(f.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, flag(o.KeepAlive >= 0))
 	if o.KeepAlive >= 0 {
 		sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds(or(o.KeepAlive, 15*time.Second)))
@@ -92,6 +97,19 @@ func (f *front) tune(o serve.Socket) {
 	}
 	if o.SendBuf > 0 {
 		sysSet(f.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, int32(o.SendBuf))
+	}
+}
+
+// tune applies options that were changed: connections that come from now on have them.
+func (ls *loops) tune(o serve.Socket) {
+	ls.mu.RLock()
+	defer ls.mu.RUnlock()
+	for _, f := range ls.fronts {
+		f.mu.Lock()
+		if f.fd >= 0 {
+			f.tune(o)
+		}
+		f.mu.Unlock()
 	}
 }
 
@@ -120,17 +138,24 @@ func (ls *loops) stopAccepting() {
 	fronts := slices.Clone(ls.fronts)
 	ls.mu.RUnlock()
 	for _, f := range fronts {
-		f.may.Store(false)
-		ls.each(func(l *loop) { f.watch(l, false) })
+		f.accepting(ls, false)
 	}
+}
+
+// accepting lets the loops accept, or sees to it that none does.
+func (f *front) accepting(ls *loops, may bool) {
+	f.may.Store(may)
+	if may {
+		f.grant(ls.least())
+		return
+	}
+	f.grant(nil)
+	ls.each(func(*loop) {}) // whatever turn it was in is over
 }
 
 // serve accepts from a front until the Proxy is closed, or its listener.
 func (ls *loops) serve(f *front) error {
-	accepting := func(may bool) {
-		f.may.Store(may)
-		ls.each(func(l *loop) { f.watch(l, may) })
-	}
+	accepting := func(may bool) { f.accepting(ls, may) }
 	if ln, ok := f.ln.(interface{ Accepting(func(bool)) }); ok {
 		ln.Accepting(accepting)
 	} else {
@@ -138,14 +163,7 @@ func (ls *loops) serve(f *front) error {
 	}
 	err := f.wait(ls.p.closed)
 	accepting(false)
-	ls.each(func(l *loop) { f.end(l) })
-	f.mu.Lock()
-	sysClose(f.fd)
-	f.fd = -1
-	f.mu.Unlock()
-	if f.spare != nil {
-		f.spare.Close()
-	}
+	f.end()
 	f.ln.Close()
 	return err
 }
@@ -168,30 +186,34 @@ func (f *front) wait(closed <-chan struct{}) error {
 	}
 }
 
-// watch begins, or ends, to hear of connections in one loop. Of those that watch, one
-// is woken.
-func (f *front) watch(l *loop, on bool) {
+// grant makes one loop the one that hears of connections; nil is none. Were it all of
+// them, all would wake for each.
+func (f *front) grant(l *loop) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.on[l] == on || f.fd < 0 {
+	if f.holder == l || f.fd < 0 {
 		return
 	}
-	f.on[l] = on
-	op := unix.EPOLL_CTL_DEL
-	if on {
-		op = unix.EPOLL_CTL_ADD
+	if f.holder != nil {
+		sysWatch(f.holder.ep, unix.EPOLL_CTL_DEL, f.fd, &unix.EpollEvent{})
 	}
-	sysWatch(l.ep, op, f.fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLEXCLUSIVE, Fd: int32(frontEvent - f.index)})
+	if f.holder = l; l != nil {
+		sysWatch(l.ep, unix.EPOLL_CTL_ADD, f.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(frontEvent - f.index)})
+	}
 }
 
-// end closes who waits for room.
-func (f *front) end(l *loop) {
+// end closes the front, and who waits for room.
+func (f *front) end() {
 	f.mu.Lock()
-	rest := f.parked
-	f.parked = nil
-	f.mu.Unlock()
-	for _, c := range rest {
+	defer f.mu.Unlock()
+	for _, c := range f.parked {
 		sysClose(c.fd)
+	}
+	f.parked = nil
+	sysClose(f.fd)
+	f.fd = -1
+	if f.spare != nil {
+		f.spare.Close()
 	}
 }
 
@@ -213,6 +235,10 @@ func (l *loop) accept(f *front) {
 				f.pause.Store(0)
 			}
 			if !l.place(f, fd, from.addrPort()) {
+				return
+			}
+			if least := l.p.loops.least(); l.open.Load()-least.open.Load() >= imbalance {
+				f.grant(least)
 				return
 			}
 		case unix.EAGAIN:
@@ -254,10 +280,10 @@ func (l *loop) acceptFailed(f *front, e unix.Errno) {
 		f.spare, _ = os.Open(os.DevNull)
 	}
 	f.mu.Unlock()
-	f.watch(l, false)
+	f.grant(nil)
 	l.afterwards(pause, func() {
 		if f.may.Load() {
-			f.watch(l, true)
+			f.grant(l)
 		}
 	})
 }
@@ -267,8 +293,7 @@ func (l *loop) afterwards(d time.Duration, f func()) {
 	time.AfterFunc(d, func() { l.post(f) })
 }
 
-// place begins a connection, in the loop that has the fewest if this one has many more.
-// It is false if there is no room and the policy is to wait.
+// place begins a connection. It is false if there is no room and the policy is to wait.
 func (l *loop) place(f *front, fd int32, from netip.AddrPort) bool {
 	l.counts.accepted.Add(1)
 	var pass serve.Pass
@@ -280,24 +305,19 @@ func (l *loop) place(f *front, fd int32, from netip.AddrPort) bool {
 		l.refuse(fd)
 		return true
 	}
-	least := slices.MinFunc(l.p.loops.all, func(a, b *loop) int { return int(a.open.Load() - b.open.Load()) })
-	if least == l || l.open.Load()-least.open.Load() < imbalance {
-		l.open.Add(1)
-		l.begin(f, fd, from, pass)
-		return true
-	}
-	least.open.Add(1) // now, or many that come together go to one
-	if !least.post(func() { least.begin(f, fd, from, pass) }) {
-		least.open.Add(-1)
-		sysClose(fd)
-		pass.Leave()
-	}
+	l.open.Add(1)
+	l.begin(f, fd, from, pass)
 	return true
 }
 
-// imbalance is how many connections more than another a loop may have: to give one away
-// costs waking the other.
-const imbalance = 4
+// imbalance is how many connections more than another a loop may have before that one
+// accepts the next.
+const imbalance = 2
+
+// least is the loop that has the fewest connections.
+func (ls *loops) least() *loop {
+	return slices.MinFunc(ls.all, func(a, b *loop) int { return int(a.open.Load() - b.open.Load()) })
+}
 
 // refuse closes a connection that is one too many.
 func (l *loop) refuse(fd int32) {
@@ -310,14 +330,14 @@ func (l *loop) refuse(fd int32) {
 	l.counts.ends[Denied].Add(1)
 }
 
-// park keeps a connection until there is room; this loop accepts no other meanwhile.
+// park keeps a connection until there is room; no other is accepted meanwhile.
 func (f *front) park(l *loop, c parked) {
 	f.mu.Lock()
 	f.parked = append(f.parked, c)
-	watching := f.on[l]
+	first := len(f.parked) == 1
 	f.mu.Unlock()
-	if watching {
-		f.watch(l, false)
+	f.grant(nil)
+	if first {
 		l.afterwards(every, func() { f.unpark(l) })
 	}
 }
@@ -331,7 +351,7 @@ func (f *front) unpark(l *loop) {
 	switch {
 	case !f.may.Load():
 	case none:
-		f.watch(l, true)
+		f.grant(l)
 	default:
 		l.afterwards(every, func() { f.unpark(l) })
 	}

@@ -181,23 +181,27 @@ func (l *loop) run() {
 	l.shut()
 }
 
-// wait returns how many events there are. It asks without waiting first; to wait it
-// parks, and the runtime's own poller watches this one.
+// wait returns how many events there are. When there is nothing it parks, and the
+// runtime's own poller watches this one.
 func (l *loop) wait() int {
-	n, _ := sysPoll(l.ep, l.events[:])
-	if n > 0 || len(l.again) > 0 {
+	if len(l.again) > 0 {
+		n, _ := sysPoll(l.ep, l.events[:])
 		return max(n, 0)
 	}
-	l.arm()
+	l.found = 0
 	l.park.Read(l.look)
 	return l.found
 }
 
-// tryPoll is for park.
-func (l *loop) tryPoll(fd uintptr) bool {
+// tryPoll asks without waiting; false is that there is nothing to do before an event.
+func (l *loop) tryPoll(uintptr) bool {
 	n, e := sysPoll(l.ep, l.events[:])
 	l.found = max(n, 0)
-	return n > 0 || e != 0
+	if n == 0 && e == 0 {
+		l.arm()
+		return false
+	}
+	return true
 }
 
 // arm sets the alarm to the next moment at which something is due.

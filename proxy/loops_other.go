@@ -5,6 +5,8 @@ package proxy
 import (
 	"context"
 	"net"
+
+	"github.com/holdfast-net/holdfast/serve"
 )
 
 // loops are Linux's: elsewhere every connection has goroutines.
@@ -20,3 +22,4 @@ func (*loops) shutdown(context.Context) error    { return nil }
 func (*loops) close()                            {}
 func (*loops) endWhatIsDown(Down)                {}
 func (*loops) addTo(*Stats)                      {}
+func (*loops) tune(serve.Socket)                 {}

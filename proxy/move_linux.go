@@ -301,7 +301,7 @@ func (p *Proxy) TakeOver(state []byte, fds []int) error {
 	var pass serve.Pass
 	p.gate.EnterAnyway(&pass, r.from.Addr())
 	cluster, lease := p.leaseOf(set, r)
-	l := slices.MinFunc(p.loops.all, func(a, b *loop) int { return int(a.open.Load() - b.open.Load()) })
+	l := p.loops.least()
 	l.open.Add(1) // now, or many that come together come to one
 	if !l.post(func() { l.takeOver(r, fds, pass, cluster, lease) }) {
 		l.open.Add(-1)

@@ -137,6 +137,7 @@ func (p *Proxy) Update(cfg Config) error {
 	}
 	p.gate.Update(set.Limits)
 	p.set.Store(set)
+	p.loops.tune(set.Socket)
 	return nil
 }
 

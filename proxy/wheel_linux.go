@@ -10,6 +10,7 @@ type wheel struct {
 	lists  [wheelSize]int32 // index of the first slot, plus 1
 	count  int
 	turned int64 // ticks that are over
+	next   int64 // the first tick that may have a list
 }
 
 const (
@@ -25,6 +26,9 @@ func (w *wheel) file(s *slot, due time.Duration) {
 	w.drop(s)
 	s.due = due
 	at := min(max(int64(due/wheelTick)+1, w.turned+1), w.turned+wheelSize-1)
+	if w.count == 0 || at < w.next {
+		w.next = at
+	}
 	list := &w.lists[at%wheelSize]
 	s.list = int16(at % wheelSize)
 	s.after = *list
@@ -57,12 +61,13 @@ func (w *wheel) drop(s *slot) {
 // turn calls fire for each slot that is due; fire may file it again.
 func (w *wheel) turn(now time.Duration, fire func(*slot)) {
 	end := int64(now / wheelTick)
-	if w.count == 0 {
-		w.turned = max(w.turned, end)
-		return
-	}
 	for w.turned < end {
-		w.turned++
+		if w.count == 0 || w.next > end {
+			w.turned = end
+			return
+		}
+		w.turned = max(w.turned+1, w.next)
+		w.next = w.turned + 1
 		for list := &w.lists[w.turned%wheelSize]; *list != 0; {
 			s := w.table.at(*list - 1)
 			due := s.due
@@ -73,6 +78,9 @@ func (w *wheel) turn(now time.Duration, fire func(*slot)) {
 			}
 			fire(s)
 		}
+		for w.count > 0 && w.lists[w.next%wheelSize] == 0 {
+			w.next++
+		}
 	}
 }
 
@@ -81,12 +89,7 @@ func (w *wheel) wait(now time.Duration) time.Duration {
 	if w.count == 0 {
 		return -1
 	}
-	for at := w.turned + 1; at < w.turned+wheelSize; at++ {
-		if w.lists[at%wheelSize] != 0 {
-			return max(time.Duration(at)*wheelTick-now, 0)
-		}
-	}
-	return wheelTick * wheelSize / 2
+	return max(time.Duration(w.next)*wheelTick-now, 0)
 }
 
 // table keeps the slots of one event loop where they are, and out of the garbage
