@@ -36,6 +36,7 @@ type Status struct {
 	LastError   string             `json:"last_error,omitempty"`
 	LastErrorAt time.Time          `json:"last_error_at,omitzero"`
 	Totals      map[string]int64   `json:"totals,omitempty"` // over all generations
+	Calls       bool               `json:"calls,omitempty"`  // it has Config.Call
 }
 
 // GenerationStatus is one worker.
@@ -60,7 +61,7 @@ func AdminPath(name string) string {
 // its end. The error is that of asking; a restart that was rolled back is a Result
 // that is not OK.
 func Restart(ctx context.Context, admin string) (r Result, err error) {
-	return r, call(ctx, admin, "restart", &r)
+	return r, ask(ctx, admin, "restart", &r)
 }
 
 // Begin asks for a restart and does not wait for it: the error is that of asking, or
@@ -76,7 +77,7 @@ func Stop(ctx context.Context, admin string) error { return untilGone(ctx, admin
 
 func untilGone(ctx context.Context, admin, verb string) error {
 	var r Result
-	err := call(ctx, admin, verb, &r)
+	err := ask(ctx, admin, verb, &r)
 	switch {
 	case errors.Is(err, io.EOF): // it was in too much of a hurry to answer
 		return nil
@@ -91,7 +92,7 @@ func Reopen(ctx context.Context, admin string) error { return do(ctx, admin, "re
 
 func do(ctx context.Context, admin, verb string) error {
 	var r Result
-	if err := call(ctx, admin, verb, &r); err != nil {
+	if err := ask(ctx, admin, verb, &r); err != nil {
 		return err
 	}
 	if !r.OK {
@@ -102,18 +103,26 @@ func do(ctx context.Context, admin, verb string) error {
 
 // Ask asks a supervisor how it is.
 func Ask(ctx context.Context, admin string) (s Status, err error) {
-	return s, call(ctx, admin, "status", &s)
+	return s, ask(ctx, admin, "status", &s)
 }
 
 // order is what is asked of a control socket: one line of JSON, answered by one.
 type order struct {
-	Verb string `json:"verb"`
+	Verb    string        `json:"verb"`
+	Request []byte        `json:"request,omitempty"` // of "call"
+	Within  time.Duration `json:"within,omitempty"`
+
+	uid int // whose it is
 }
 
 // maxOrder bounds what is read of an order or an answer.
 const maxOrder = 4 << 20
 
-func call(ctx context.Context, admin, verb string, answer any) error {
+func ask(ctx context.Context, admin, verb string, answer any) error {
+	return send(ctx, admin, order{Verb: verb}, answer)
+}
+
+func send(ctx context.Context, admin string, o order, answer any) error {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unix", admin)
 	if err != nil {
@@ -122,7 +131,7 @@ func call(ctx context.Context, admin, verb string, answer any) error {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := json.NewEncoder(conn).Encode(order{verb}); err != nil {
+	if err := json.NewEncoder(conn).Encode(o); err != nil {
 		return err
 	}
 	line, err := bufio.NewReader(io.LimitReader(conn, maxOrder)).ReadBytes('\n')

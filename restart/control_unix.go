@@ -32,7 +32,7 @@ type controlSocket struct {
 const orderTime = 5 * time.Second
 
 // listenControl listens for orders. A nil socket is none.
-func listenControl(cfg Config, handle func(context.Context, string) any) (*controlSocket, error) {
+func listenControl(cfg Config, handle func(context.Context, order) any) (*controlSocket, error) {
 	path := cfg.Admin
 	if path == "none" {
 		return nil, nil
@@ -78,7 +78,7 @@ func (c *controlSocket) close() {
 }
 
 // serve answers one order a connection, a few at a time.
-func (c *controlSocket) serve(ctx context.Context, handle func(context.Context, string) any) {
+func (c *controlSocket) serve(ctx context.Context, handle func(context.Context, order) any) {
 	defer close(c.ended)
 	room := make(chan struct{}, 256)
 	for {
@@ -104,7 +104,7 @@ func (c *controlSocket) serve(ctx context.Context, handle func(context.Context, 
 	}
 }
 
-func answerOrder(ctx context.Context, conn net.Conn, handle func(context.Context, string) any) {
+func answerOrder(ctx context.Context, conn net.Conn, handle func(context.Context, order) any) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(orderTime))
 	stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) }) // the end waits for nobody
@@ -119,7 +119,8 @@ func answerOrder(ctx context.Context, conn net.Conn, handle func(context.Context
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	answer := handle(ctx, o.Verb)
+	o.uid = peerUID(conn)
+	answer := handle(ctx, o)
 	if answer == nil {
 		return
 	}
@@ -128,8 +129,8 @@ func answerOrder(ctx context.Context, conn net.Conn, handle func(context.Context
 }
 
 // handle does what is asked. It runs beside the loop.
-func (s *supervisor) handle(ctx context.Context, verb string) any {
-	switch verb {
+func (s *supervisor) handle(ctx context.Context, o order) any {
+	switch verb := o.Verb; verb {
 	case "restart":
 		r := &request{answer: make(chan Result, 1)}
 		s.post(func() { s.ask(r) })
@@ -165,6 +166,8 @@ func (s *supervisor) handle(ctx context.Context, verb string) any {
 		case <-s.done:
 			return nil
 		}
+	case "call":
+		return s.call(ctx, o)
 	case "reopen":
 		if err := s.cfg.reopen(); err != nil {
 			return Result{Err: oneLine(err.Error())}
@@ -189,7 +192,7 @@ func (s *supervisor) handle(ctx context.Context, verb string) any {
 		}
 		return Result{OK: true}
 	}
-	return Result{Err: fmt.Sprintf("unknown verb %q", clip(verb))}
+	return Result{Err: fmt.Sprintf("unknown verb %q", clip(o.Verb))}
 }
 
 func (s *supervisor) lateAnswer(r *request) Result {
@@ -210,7 +213,7 @@ func (s *supervisor) report() Status {
 		Sockets: s.sockets.names(),
 	}
 	if s.current != nil {
-		out.Generation = s.current.id
+		out.Generation, out.Calls = s.current.id, s.current.calls
 	}
 	for _, g := range s.gens {
 		out.Generations = append(out.Generations, GenerationStatus{g.id, g.pid(), string(g.phase), time.Since(g.started).Seconds()})

@@ -83,6 +83,7 @@ type generation struct {
 	protocol version
 	wants    []want
 	load     bool
+	calls    bool
 	awaits   *generation   // whose state it is to be given
 	notify   *notifySocket // a command's
 
@@ -329,6 +330,8 @@ func (g *generation) heard(m message) {
 			g.s.sockets.keep(w, m.files[0])
 			return
 		}
+	case msgAnswer:
+		g.s.answered(m)
 	case msgAsk:
 		g.s.leaveAll(g.s.cfg.Timeouts.Drain, nil)
 	default:
@@ -349,7 +352,7 @@ func (g *generation) greeted(m message) {
 		g.s.fail(g, err)
 		return
 	}
-	g.wants, g.load = h.Wants, h.Load
+	g.wants, g.load, g.calls = h.Wants, h.Load, h.Calls
 	ctx, cancel := context.WithTimeout(context.Background(), g.s.cfg.Timeouts.Ready)
 	missing := g.s.sockets.missing(h.Wants)
 	g.s.tasks.Go(func() {

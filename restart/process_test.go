@@ -78,6 +78,7 @@ type settings struct {
 	Packet                      []string
 	Keep                        string
 	State, Mover, NotifyContext bool
+	NoCalls                     bool
 }
 
 type mode struct {

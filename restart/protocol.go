@@ -55,6 +55,7 @@ const (
 	msgFailed msgKind = 6 // string: why the worker cannot serve
 	msgFile   msgKind = 7 // a want, with the file that it opened
 	msgAsk    msgKind = 8 // string: "stop"
+	msgAnswer msgKind = 9 // reply
 
 	// Supervisor to worker.
 	msgWelcome msgKind = 16 // welcome
@@ -67,12 +68,14 @@ const (
 	msgKeys    msgKind = 23 // the ticket keys, newest first
 	msgBegin   msgKind = 24 // everything has been passed: load, start, serve
 	msgReopen  msgKind = 25 // the log files
+	msgCall    msgKind = 26 // call
 )
 
 type hello struct {
 	Protocol version
 	Wants    []want
 	Load     bool // it wants the state of its predecessor
+	Calls    bool // it takes calls
 }
 
 type welcome struct {

@@ -25,6 +25,10 @@ type Config struct {
 	// State passes what a worker knows to its successor.
 	State State
 
+	// Call answers those who use [Call], in the worker that serves: one request after the
+	// other, and until ctx ends. It returns then at the latest. nil takes no calls.
+	Call func(ctx context.Context, from Caller, request []byte) ([]byte, error)
+
 	// Command, if it has Args, is run instead of this program: another program, in
 	// any language, that takes over sockets as systemd passes them.
 	Command Command

@@ -38,6 +38,7 @@ type supervisor struct {
 	queued []*request // who asked meanwhile: the next restart is theirs together
 	parked bool       // the next restart waits for an old generation to be gone
 
+	calls   calls
 	sockets sockets
 	keys    [][32]byte       // of TLS tickets, newest first; only ever in memory and on the link
 	totals  map[string]int64 // of the generations that are gone
@@ -90,7 +91,8 @@ func supervise(ctx context.Context, cfg Config, program program, sockets int) er
 		events: make(chan func()), done: make(chan struct{}), notices: make(chan Event, maxNotices),
 		totals: map[string]int64{}, history: history{started: time.Now()},
 		systemd: newSystemd(), pidfile: &pidFile{path: cfg.PIDFile},
-		keys: certs.RotateTickets(nil),
+		keys:  certs.RotateTickets(nil),
+		calls: calls{room: make(chan struct{}, maxCalls), open: map[uint64]openCall{}},
 	}
 	if len(cfg.Command.Args) > 0 {
 		s.reserve = sockets + growth
@@ -254,6 +256,7 @@ func (s *supervisor) ready(g *generation) {
 		return
 	}
 	g.phase = ready
+	s.repeatCalls(g)
 	s.happened(Ready, g, nil)
 	if s.current == nil {
 		s.commit()
@@ -338,6 +341,7 @@ func (s *supervisor) fail(g *generation, err error) {
 func (s *supervisor) exited(g *generation) {
 	s.gens = slices.DeleteFunc(s.gens, func(o *generation) bool { return o == g })
 	g.end()
+	s.lostCalls(g)
 	for name, n := range g.totals {
 		s.totals[name] += n
 	}
@@ -358,7 +362,7 @@ func (s *supervisor) exited(g *generation) {
 
 // rollBack goes on with the predecessor, which has stopped accepting at most.
 func (s *supervisor) rollBack(g *generation) {
-	s.next = nil
+	s.next, s.calls.repeat = nil, nil
 	err := g.cause()
 	s.history.failed(err)
 	if !s.served { // there is nothing to go back to

@@ -24,6 +24,7 @@ type underling struct {
 	protocol version
 	messages chan message  // closed when the link breaks
 	arriving chan struct{} // closed when the predecessor has handed over; obey's
+	calls    chan call
 	tasks    sync.WaitGroup
 
 	saving sync.Mutex // held while State.Save runs: one at a time
@@ -48,6 +49,7 @@ func runWorker(ctx context.Context, cfg Config, binds []*bound, file *os.File) e
 	w := &underling{
 		worker: worker{cfg: cfg, binds: binds, log: cfg.Log}, parent: parent, link: l,
 		messages: make(chan message), arriving: make(chan struct{}),
+		calls: make(chan call, maxCalls+maxRepeat),
 	}
 	close(w.arriving) // nothing is, yet
 	ignored := ignoreSignals(cfg.Signals)
@@ -119,12 +121,15 @@ func (w *underling) run(ctx context.Context) error {
 			w.link.tell(msgReady, nil)
 		}
 	})
+	calling, end := context.WithCancel(context.Background()) // a service that ends still answers
+	defer end()
+	w.tasks.Go(func() { w.serveCalls(calling) })
 	return w.obey(ctx, failed)
 }
 
 // greet tells the supervisor what this worker serves.
 func (w *underling) greet() error {
-	h := hello{Protocol: protocol, Load: w.cfg.State.Load != nil}
+	h := hello{Protocol: protocol, Load: w.cfg.State.Load != nil, Calls: w.cfg.Call != nil && len(w.cfg.Command.Args) == 0}
 	for _, b := range w.binds {
 		h.Wants = append(h.Wants, b.want())
 	}
@@ -332,6 +337,8 @@ func (w *underling) heed(ctx context.Context, m message) {
 		}
 	case msgSave:
 		w.saveFor(ctx, m.body)
+	case msgCall:
+		w.takeCall(m)
 	case msgReopen:
 		w.tasks.Go(func() {
 			if err := w.cfg.reopen(); err != nil {

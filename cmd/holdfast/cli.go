@@ -155,7 +155,7 @@ be set by an environment variable: --timeout by HOLDFAST_TIMEOUT.`,
 	root.SetIn(p.in)
 	root.SetOut(p.out)
 	root.SetErr(p.err)
-	root.AddCommand(p.demoCommand(), p.demoServerCommand(), p.dialCommand(), p.pingCommand(), p.checkCommand(), p.monitorCommand(), p.benchCommand(), p.echoCommand(), p.runCommand(), p.versionCommand())
+	root.AddCommand(p.demoCommand(), p.demoServerCommand(), p.demoProxyCommand(), p.dialCommand(), p.pingCommand(), p.checkCommand(), p.monitorCommand(), p.benchCommand(), p.echoCommand(), p.runCommand(), p.proxyCommand(), p.backendCommand(), p.versionCommand())
 	root.AddCommand(p.controlCommands()...)
 	return root
 }

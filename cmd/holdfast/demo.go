@@ -23,11 +23,13 @@ func (p *program) demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "Servers die, callers do not notice: see it happen",
 		Long: `Starts three echo servers as processes of their own, sends them requests through
-one Cluster, and then kills, freezes, slows and restarts the servers, one at a time,
-also with a build that cannot start. At the end it counts what callers saw: every request has a payload of its own, which its
-reply must bring back.
+one Cluster and a proxy, and then kills, freezes, slows and restarts the servers, one at a
+time, also with a build that cannot start. After each the proxy is restarted, with all
+connections through it. At the end it counts what callers saw: every request has a payload
+of its own, which its reply must bring back.
 
-Exit code 0 means that no caller saw an error or a wrong reply.`,
+Exit code 0 means that no caller saw an error or a wrong reply, and that no connection
+held through the proxy was lost.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.demo(cmd.Context(), o) },
 	}
@@ -63,6 +65,7 @@ type demo struct {
 	err     *os.File // where progress goes
 	paint   paint
 	fleet   *fleet
+	middle  *middle
 	load    *load
 	journal *journal
 	begun   time.Time
@@ -82,7 +85,7 @@ func (d *demo) run(ctx context.Context) *report {
 	case err != nil:
 		r.Error = err.Error()
 	}
-	r.OK = r.Error == "" && r.Requests > 0 && r.ClientErrors == 0 && r.WrongReplies == 0
+	r.OK = r.Error == "" && r.Requests > 0 && r.ClientErrors == 0 && r.WrongReplies == 0 && r.HeldLost == 0
 	return r
 }
 
@@ -91,12 +94,18 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	if d.fleet, err = startFleet(ctx); err != nil {
 		return err
 	}
+	if d.middle, err = startMiddle(ctx, d.fleet); err != nil {
+		d.fleet.stop()
+		return err
+	}
 	plain := d.err
 	if canMove(d.err) {
 		plain = nil
 	}
 	d.journal = newJournal(plain, d.fleet.servers)
+	d.middle.journal = d.journal
 	if d.load, err = newLoad(d.fleet.servers, len(d.story), d.journal); err != nil {
+		d.middle.end()
 		d.fleet.stop()
 	}
 	return err
@@ -105,13 +114,16 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 // perform plays the scenario under load. Servers end after those who use them.
 func (d *demo) perform(ctx context.Context) error {
 	defer d.fleet.stop()
+	defer d.middle.end()
 	defer d.load.cluster.Close()
 	d.begun = time.Now()
 	d.load.enter(0)
 	d.load.start(d.seed)
+	d.middle.start(d.seed)
 	show := d.startScreen()
 	err := d.play(ctx)
 	d.load.halt()
+	d.middle.halt()
 	show.stop()
 	return err
 }
@@ -128,6 +140,9 @@ func (d *demo) play(ctx context.Context) error {
 				return err
 			}
 			d.current.Store(int32(i))
+			if ph.fault == healthy { // else two processes would start at once, which a slow machine feels
+				d.middle.restart()
+			}
 		}
 		if err := d.await(ctx, ph.end); err != nil {
 			return err
@@ -145,6 +160,7 @@ func (d *demo) introduce() {
 	for _, m := range d.fleet.servers {
 		d.journal.add("server %s at %s, pid %d", m.name, m.addr, m.proc.cmd.Process.Pid)
 	}
+	d.journal.add("a proxy in front of them, restarted after each fault; %d connections are held through it", heldConns)
 	d.journal.add("%d workers, at most %s requests a second, seed %d", workers, count(rate), d.seed)
 }
 

@@ -36,6 +36,10 @@ func TestDemoHidesEveryFault(t *testing.T) {
 	if r.Restarts == 0 || r.RolledBack == 0 {
 		t.Errorf("%d restarts were committed and %d rolled back", r.Restarts, r.RolledBack)
 	}
+	if r.ProxyRestarts == 0 || r.HeldExchanges == 0 || r.HeldLost != 0 {
+		t.Errorf("the proxy was restarted %d times, %d held connections of %d were lost after %d exchanges",
+			r.ProxyRestarts, r.HeldLost, r.HeldConns, r.HeldExchanges)
+	}
 	for _, ph := range r.Phases {
 		if (ph.Fault == restarted || ph.Fault == failed) && ph.HiddenFailures > 0 {
 			t.Errorf("%d failures had to be hidden in %q", ph.HiddenFailures, ph.Name)
@@ -62,7 +66,7 @@ func TestDemoFailsOnAWrongReply(t *testing.T) {
 			}
 		}
 	})
-	d := &demo{story: newScenario(1, shortestDemo), begun: time.Now()}
+	d := &demo{story: newScenario(1, shortestDemo), begun: time.Now(), middle: &middle{}}
 	servers := [len(serverNames)]*member{{name: "a", addr: addr}, {name: "b", addr: addr}, {name: "c", addr: addr}}
 	var err error
 	if d.load, err = newLoad(servers, len(d.story), newJournal(nil, servers)); err != nil {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strconv"
@@ -27,9 +26,10 @@ type fleet struct {
 
 // member is one place in the fleet: the address stays, processes come and go.
 type member struct {
-	name string
-	addr string
-	proc *process
+	name  string
+	addr  string
+	front string // where the proxy takes its connections; "" without one
+	proc  *process
 }
 
 // startFleet starts all servers, each on a port of its own choice.
@@ -57,13 +57,13 @@ const firstPort, ports = 20000, 10000
 func (f *fleet) start(ctx context.Context, m *member) (err error) {
 	addrs := []string{m.addr}
 	for m.addr == "" && len(addrs) < 20 {
-		addrs = append(addrs, fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(ports)))
+		addrs = append(addrs, freePort())
 	}
 	for _, addr := range addrs {
 		if addr == "" {
 			continue
 		}
-		m.proc, err = startProcess(ctx, f.self, addr, func(err error) {
+		m.proc, err = startProcess(ctx, f.self, []string{demoServerVerb, addr}, func(err error) {
 			select {
 			case f.broken <- fmt.Errorf("server %s ended by itself: %w", m.name, err):
 			default:
@@ -147,10 +147,10 @@ type process struct {
 // startLimit bounds how long a server may take to start, or to be succeeded.
 const startLimit = 10 * time.Second
 
-// startProcess starts a server on addr and waits until it serves. ended is called if
+// startProcess starts a server and waits until it serves. ended is called if
 // it ends without having been killed.
-func startProcess(ctx context.Context, self, addr string, ended func(error)) (*process, error) {
-	cmd := exec.Command(self, demoServerVerb, addr)
+func startProcess(ctx context.Context, self string, args []string, ended func(error)) (*process, error) {
+	cmd := exec.Command(self, args...)
 	cmd.SysProcAttr = diesWithParent()
 	var said complaint
 	cmd.Stderr = &said

@@ -33,7 +33,7 @@ const (
 func newJournal(plain io.Writer, servers [len(serverNames)]*member) *journal {
 	j := &journal{start: time.Now(), plain: plain, names: map[string]string{}, out: map[string]bool{}}
 	for _, m := range servers {
-		j.names[m.addr] = m.name
+		j.names[m.via()] = m.name
 	}
 	return j
 }

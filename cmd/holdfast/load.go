@@ -70,8 +70,8 @@ func newLoad(servers [len(serverNames)]*member, phases int, j *journal) (*load, 
 	for _, m := range servers {
 		g := &gauge{}
 		g.latency.Store(&hist.Histogram{})
-		l.servers[m.addr] = g
-		addrs = append(addrs, m.addr)
+		l.servers[m.via()] = g
+		addrs = append(addrs, m.via())
 	}
 	cfg := demoConfig()
 	cfg.Observe = j.observe

@@ -7,6 +7,8 @@
 //	holdfast monitor ADDR…         the same again and again
 //	holdfast echo                  a line server that is never interrupted
 //	holdfast run -- COMMAND        the same for a server in any language
+//	holdfast proxy -l ADDR -u ADDR…  an L4 load balancer that is never interrupted
+//	holdfast backend drain|ready|weight|add|rm|why ADDR
 //	holdfast restart|status|drain|stop|reopen NAME
 //	holdfast bench restart ADDR    what a server loses while it is restarted
 //	holdfast version

@@ -327,6 +327,7 @@ func (p *program) endService(verb string, end func(context.Context, string) erro
 type serviceState struct {
 	Schema string `json:"schema"`
 	restart.Status
+	Proxy *proxyState `json:"proxy,omitempty"`
 }
 
 func (p *program) serviceStatus(ctx context.Context, o controlOptions) error {
@@ -334,11 +335,11 @@ func (p *program) serviceStatus(ctx context.Context, o controlOptions) error {
 	if err != nil {
 		return err
 	}
-	if o.json {
-		return p.printJSON(serviceState{"holdfast/status/v1", s})
+	proxy, err := o.proxyState(ctx, s)
+	if o.json && err == nil {
+		return p.printJSON(serviceState{"holdfast/status/v1", s, proxy})
 	}
-	fmt.Fprintf(p.out, "%s  pid %d  up %s  restarts %d  rolled back %d  crashed %d\n", s.Name, s.PID,
-		time.Since(s.Started).Round(time.Second), s.Restarts, s.RolledBack, s.Crashed)
+	fmt.Fprintln(p.out, serving(s))
 	for _, g := range s.Generations {
 		fmt.Fprintf(p.out, "  generation %d  %s  pid %d  for %s\n", g.Generation, g.Phase, g.PID, seconds(g.Age))
 	}
@@ -354,7 +355,22 @@ func (p *program) serviceStatus(ctx context.Context, o controlOptions) error {
 	if text := counts(s.Totals); text != "" {
 		fmt.Fprintf(p.out, "  so far: %s\n", text)
 	}
-	return nil
+	if proxy != nil {
+		fmt.Fprint(p.out, "\n"+strings.Join(proxy.lines(p.paintOn(p.out)), "\n")+"\n")
+	}
+	return err
+}
+
+// proxyState is what the worker of a proxy says; other services have none.
+func (o controlOptions) proxyState(ctx context.Context, s restart.Status) (*proxyState, error) {
+	if !s.Calls {
+		return nil, nil
+	}
+	state, err := askProxy(ctx, o.admin)
+	if err != nil {
+		return nil, fmt.Errorf("its worker did not answer: %w", err)
+	}
+	return &state, nil
 }
 
 // counts writes the counters that have counted something.

@@ -23,6 +23,10 @@ type report struct {
 	WrongReplies   uint64        `json:"wrong_replies"`
 	Restarts       int64         `json:"restarts"`    // of servers under load, committed
 	RolledBack     int64         `json:"rolled_back"` // restarts with a successor that could not start
+	ProxyRestarts  uint64        `json:"proxy_restarts"`
+	HeldConns      int           `json:"held_connections"` // through the proxy, all the while
+	HeldExchanges  uint64        `json:"held_exchanges"`
+	HeldLost       uint64        `json:"held_lost"`
 	Latency        latency       `json:"latency"`
 	Phases         []phaseReport `json:"phases"`
 }
@@ -60,6 +64,10 @@ func (d *demo) report() *report {
 	if d.fleet != nil {
 		r.Restarts, r.RolledBack = d.fleet.restarts.Load(), d.fleet.rolledBack.Load()
 	}
+	if d.middle != nil {
+		r.ProxyRestarts, r.HeldConns = d.middle.restarts.Load(), heldConns
+		r.HeldExchanges, r.HeldLost = d.middle.exchanges.Load(), d.middle.lost.Load()
+	}
 	var all holdfast.Histogram
 	for i := range d.load.reached() {
 		m, ph := &d.load.phases[i], d.story[i]
@@ -89,8 +97,8 @@ func (r *report) verdict() error {
 	case r.Error != "":
 		return &failure{exitFailed, errors.New(r.Error), ""}
 	case !r.OK:
-		return &failure{exitFailed, fmt.Errorf("callers saw %d errors and %d wrong replies in %d requests",
-			r.ClientErrors, r.WrongReplies, r.Requests), fmt.Sprintf("holdfast demo --seed %d plays the same scenario", r.Seed)}
+		return &failure{exitFailed, fmt.Errorf("callers saw %d errors and %d wrong replies in %d requests, and %d of %d held connections were lost",
+			r.ClientErrors, r.WrongReplies, r.Requests, r.HeldLost, r.HeldConns), fmt.Sprintf("holdfast demo --seed %d plays the same scenario", r.Seed)}
 	}
 	return nil
 }
@@ -113,7 +121,8 @@ func (r *report) text(on paint) string {
 	}
 	line(bold, "total", count(r.Requests), count(r.HiddenFailures), count(r.ClientErrors+r.WrongReplies),
 		ms(r.Latency.P50), ms(r.Latency.P99), ms(r.Latency.Max))
-	b.WriteString("\n" + totals(on, r.Requests, r.HiddenFailures, r.ClientErrors, r.WrongReplies) + "\n" + r.conclusion(on))
+	b.WriteString("\n" + totals(on, r.Requests, r.HiddenFailures, r.ClientErrors, r.WrongReplies) + "\n" +
+		heldTotals(on, r.ProxyRestarts, r.HeldExchanges, r.HeldLost) + "\n" + r.conclusion(on))
 	return b.String()
 }
 
@@ -136,6 +145,16 @@ func totals(on paint, requests, hidden, errs, wrong uint64) string {
 		on.text(bold, fmt.Sprintf("   hidden failures %s", count(hidden))) + fmt.Sprintf("   requests %s", count(requests))
 }
 
+// heldTotals is that of the connections held through the proxy.
+func heldTotals(on paint, restarts, exchanges, lost uint64) string {
+	color := green
+	if lost > 0 {
+		color = red
+	}
+	return "  " + on.text(color, fmt.Sprintf("held connections %d   lost %s", heldConns, count(lost))) +
+		on.text(bold, fmt.Sprintf("   proxy restarts %s", count(restarts))) + fmt.Sprintf("   exchanges %s", count(exchanges))
+}
+
 // conclusion says what the numbers mean.
 func (r *report) conclusion(on paint) string {
 	if !r.OK || r.Interrupted {
@@ -146,6 +165,7 @@ func (r *report) conclusion(on paint) string {
 Again:  holdfast demo --seed %d
 Next:   holdfast ping HOST:PORT,HOST:PORT         look at servers of your own
         holdfast dial HOST:PORT,HOST:PORT         talk to the first that answers
+        holdfast proxy -l :7000 -u HOST:PORT,…    the same for clients in any language
         holdfast run -l tcp://:8080 -- ./server   restart any server without being down
         go doc github.com/holdfast-net/holdfast   the library that did this
 `, r.Seed)

@@ -41,7 +41,7 @@ func (d *demo) startScreen() *screen {
 		return s
 	}
 	for _, m := range d.fleet.servers {
-		s.rows = append(s.rows, row{addr: m.addr, g: d.load.servers[m.addr]})
+		s.rows = append(s.rows, row{addr: m.via(), g: d.load.servers[m.via()]})
 	}
 	s.wg.Go(s.run)
 	return s
@@ -91,7 +91,8 @@ func (s *screen) lines(width, height int) []string {
 	for i := range s.rows {
 		lines = append(lines, s.server(i, ph, stats)+"  "+s.rows[i].sparkline(width-62))
 	}
-	lines = append(lines, "", totals(d.paint, stats.Operations, stats.Hidden, errs, wrong), "")
+	lines = append(lines, "", totals(d.paint, stats.Operations, stats.Hidden, errs, wrong),
+		heldTotals(d.paint, d.middle.restarts.Load(), d.middle.exchanges.Load(), d.middle.lost.Load()), "")
 	lines = append(lines, d.journal.tail(min(8, max(0, height-len(lines))))...)
 	return lines[:min(len(lines), height)]
 }
@@ -99,7 +100,7 @@ func (s *screen) lines(width, height int) []string {
 func (s *screen) title(ph phase) string {
 	d := s.d
 	at, end := time.Since(d.begun), d.story[len(d.story)-1].end
-	return d.paint.text(bold, "Holdfast demo") + fmt.Sprintf("  %d callers, one Cluster, three servers   %.1fs of %v  ", workers, min(at, end).Seconds(), end) +
+	return d.paint.text(bold, "Holdfast demo") + fmt.Sprintf("  %d callers, a proxy, three servers   %.1fs of %v  ", workers, min(at, end).Seconds(), end) +
 		d.paint.text(faultColor(ph.fault), ph.name())
 }
 

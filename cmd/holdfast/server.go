@@ -52,23 +52,29 @@ const (
 )
 
 func (s *demoServer) run(ctx context.Context, addr string) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	format, err := frame.Length{Max: maxMessage}.Format()
 	if err != nil {
 		return err
 	}
+	begin := func(context.Context) error { return nil }
+	return s.lead(ctx, begin, restart.Bind(&serve.Server{Handler: serve.Frames(format, s.echo)}, "tcp://"+addr))
+}
+
+// lead runs what the demo starts and restarts; begin is for workers.
+func (s *demoServer) lead(ctx context.Context, begin func(context.Context) error, binds ...restart.Binding) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	return restart.Run(ctx, restart.Config{
 		Admin:    "none",
 		Timeouts: restart.Timeouts{Confirm: demoConfirm, Drain: demoDrain},
 		Signals:  restart.Signals{Restart: demoRestart, Stop: []os.Signal{}},
 		State:    restart.State{Save: s.save, Load: s.load},
 		Observe:  s.report,
-		Start: func(context.Context) error {
+		Start: func(ctx context.Context) error {
 			go s.obey(cancel) // to the end of the process
-			return dieWithParent()
+			return errors.Join(dieWithParent(), begin(ctx))
 		},
-	}, restart.Bind(&serve.Server{Handler: serve.Frames(format, s.echo)}, "tcp://"+addr))
+	}, binds...)
 }
 
 // echo sends a message back, late if the server was told to be slow.

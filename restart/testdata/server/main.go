@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,6 +35,7 @@ type settings struct {
 	Packet                      []string
 	Keep                        string // path of a file to keep
 	State, Mover, NotifyContext bool
+	NoCalls                     bool
 }
 
 // mode is how this generation behaves.
@@ -106,6 +108,9 @@ func run() error {
 	if set.State {
 		cfg.State = restart.State{Save: save, Load: load}
 	}
+	if !set.NoCalls {
+		cfg.Call = answerCall
+	}
 	return restart.Run(ctx, cfg, bindings(addrs)...)
 }
 
@@ -175,6 +180,32 @@ func load(_ context.Context, state []byte) error {
 	}
 	lives.Store(n)
 	return nil
+}
+
+// answerCall is what those who use restart.Call are told.
+func answerCall(ctx context.Context, from restart.Caller, request []byte) ([]byte, error) {
+	verb, rest, _ := strings.Cut(string(request), " ")
+	switch verb {
+	case "lives": // what the next generations know
+		n, err := strconv.ParseInt(rest, 10, 64)
+		lives.Store(n)
+		return nil, err
+	case "who":
+		return fmt.Appendf(nil, "pid %d uid %d lives %d", os.Getpid(), from.UID, lives.Load()), nil
+	case "hang":
+		<-ctx.Done()
+		return nil, ctx.Err()
+	case "stuck":
+		time.Sleep(time.Second)
+		return nil, nil
+	case "exit":
+		os.Exit(6)
+	case "large":
+		return make([]byte, 2<<20), nil
+	case "fail":
+		return nil, errors.New("no such thing")
+	}
+	return request, nil
 }
 
 var journal *os.File
