@@ -94,6 +94,12 @@ func (l Lease) Dialed(d time.Duration, err error) {
 	}
 }
 
+// Transferred counts bytes of a connection that was made without Dial.
+func (l Lease) Transferred(written, read int64) {
+	l.n.totals.written.Add(uint64(written))
+	l.n.totals.read.Add(uint64(read))
+}
+
 // Report tells how the node fared: d feeds its latency unless it is negative, err
 // its health. Call it any number of times. Cancellations and failures of this
 // host are not held against the node.

@@ -182,7 +182,7 @@ func (c *Config) check() error {
 	if c.Proxy.Version < 0 || c.Proxy.Version > 2 {
 		return fmt.Errorf("PROXY version %d: there are 1 and 2", c.Proxy.Version)
 	}
-	return nil
+	return c.TLS.Check()
 }
 
 // terminates reports whether TLS ends here.

@@ -519,6 +519,14 @@ func (l *loop) writeFailed(s *slot, to side, e unix.Errno) {
 func (l *loop) took(s *slot, from side, n int) {
 	s.moved(from, n, l.now)
 	l.counts.bytes[from].Add(uint64(n))
+	if s.lease.Node() == nil {
+		return
+	}
+	if from == client {
+		s.lease.Transferred(int64(n), 0)
+	} else {
+		s.lease.Transferred(0, int64(n))
+	}
 }
 
 // flush writes what is pending; true is that nothing is left.

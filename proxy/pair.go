@@ -285,6 +285,9 @@ func (pr *pair) pump(from side) {
 	defer src.done(0)
 	for {
 		b, err := src.read()
+		if src.raw != nil && from == backend {
+			pr.lease.Transferred(0, int64(len(b))) // its Conn did not see them
+		}
 		ok := len(b) == 0 || pr.pass(from, b)
 		src.done(len(b))
 		switch {

@@ -15,6 +15,7 @@ import (
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/internal/leak"
 	"github.com/holdfast-net/holdfast/proxy"
+	"github.com/holdfast-net/holdfast/serve"
 )
 
 // opaque hides the socket of a listener, so that its connections have goroutines.
@@ -148,4 +149,39 @@ func TestServerFirst(t *testing.T) {
 			t.Errorf("%q, %v", got, err)
 		}
 	})
+}
+
+// What passes is counted at the node too.
+func TestBytesAreTheNodes(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		c := cluster(t, holdfast.Config{}, serveEach(t, func(c *net.TCPConn) {
+			io.ReadFull(c, make([]byte, 5))
+			c.Write([]byte("goodbye"))
+		}))
+		_, addr := start(t, proxy.Config{Cluster: c}, front)
+		conn := dial(t, addr)
+		conn.Write([]byte("hello"))
+		if got, err := io.ReadAll(conn); string(got) != "goodbye" || err != nil {
+			t.Errorf("%q, %v", got, err)
+		}
+		if n := c.Stats().Nodes[0]; n.BytesWritten != 5 || n.BytesRead != 7 {
+			t.Errorf("%d bytes to the backend and %d from it", n.BytesWritten, n.BytesRead)
+		}
+	})
+}
+
+func TestNewRefusesWhatCannotWork(t *testing.T) {
+	c := cluster(t, holdfast.Config{}, "10.0.0.1:1")
+	for name, cfg := range map[string]proxy.Config{
+		"nowhere":          {},
+		"a route to none":  {Routes: []proxy.Route{{ServerName: "a"}}},
+		"two asterisks":    {Routes: []proxy.Route{{ServerName: "*.*.a", Cluster: c}}},
+		"PROXY 3":          {Cluster: c, Backends: proxy.Backends{Header: 3}},
+		"no such key file": {Cluster: c, TLS: serve.TLS{CertFile: "nowhere.pem", KeyFile: "nowhere.pem"}},
+	} {
+		if p, err := proxy.New(cfg); err == nil {
+			p.Close()
+			t.Errorf("%s: no error", name)
+		}
+	}
 }

@@ -32,6 +32,16 @@ func (t TLS) off() bool {
 	return t.CertFile == "" && t.KeyFile == "" && t.Config == nil && t.ClientCAFile == ""
 }
 
+// Check reads the files, and says what is wrong with them or with Config: what Serve
+// would say.
+func (t TLS) Check() error {
+	if t.off() {
+		return nil
+	}
+	_, err := t.files(slog.New(slog.DiscardHandler)).Server("")
+	return err
+}
+
 func (t TLS) files(log *slog.Logger) certs.ServerFiles {
 	return certs.ServerFiles{
 		Cert: t.CertFile, Key: t.KeyFile, ClientCA: t.ClientCAFile, ClientSANs: t.ClientSANs, CRL: t.CRLFile,

@@ -14,7 +14,6 @@ import (
 
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/health"
-	"github.com/holdfast-net/holdfast/internal/certs"
 	"github.com/holdfast-net/holdfast/proxy"
 	"github.com/holdfast-net/holdfast/restart"
 	"github.com/holdfast-net/holdfast/serve"
@@ -175,11 +174,6 @@ func (o proxyOptions) tryOut() error {
 	for _, l := range o.listen {
 		if strings.Contains(l, "unix:") && len(o.allow) > 0 {
 			return fmt.Errorf("--allow is about networks, and %s is in none", l)
-		}
-	}
-	if o.certFile != "" || o.keyFile != "" || o.clientCA != "" {
-		if _, err := (certs.ServerFiles{Cert: o.certFile, Key: o.keyFile, ClientCA: o.clientCA}).Server(""); err != nil {
-			return err
 		}
 	}
 	l, err := o.lineup(slog.New(slog.DiscardHandler))
