@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -196,7 +197,11 @@ func (p *program) controlCommand(verb, short, long string, do func(context.Conte
 				o.name = args[0]
 			}
 			if o.admin == "" && o.name == "" {
-				return usage(fmt.Errorf("%s: which service? Give its NAME or --admin SOCKET", verb), "")
+				there := services()
+				if len(there) != 1 || verb != "status" { // to look does no harm
+					return usage(fmt.Errorf("%s: which service? Give its NAME or --admin SOCKET", verb), hintAt(verb, there))
+				}
+				o.name = there[0]
 			}
 			if o.admin == "" {
 				o.admin = restart.AdminPath(o.name)
@@ -214,6 +219,23 @@ func (p *program) controlCommand(verb, short, long string, do func(context.Conte
 		cmd.Flags().BoolVar(&o.wait, "wait", false, "wait until it is committed or rolled back")
 	}
 	return cmd
+}
+
+// services are the names of those that have a control socket where it belongs.
+func services() (names []string) {
+	found, _ := filepath.Glob(restart.AdminPath("*"))
+	for _, path := range found {
+		names = append(names, strings.TrimSuffix(filepath.Base(path), ".sock"))
+	}
+	return names
+}
+
+// hintAt shows the command that was meant, perhaps.
+func hintAt(verb string, names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return "holdfast " + verb + " " + strings.Join(names, ", or ")
 }
 
 func (p *program) controlCommands() []*cobra.Command {
