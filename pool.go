@@ -341,13 +341,14 @@ func (conn *Conn) broke(cause error) *Error {
 }
 
 // brokeLocked notes a break. A connection that never served anyone and did not
-// last is a failed connect, so a server that accepts and closes is backed off; any
-// other only delays connects that nobody waits for.
+// last is a failed connect, so a server that accepts and closes is backed off, unless
+// its end was expected (Retire, CloseWrite); any other only delays connects that nobody
+// waits for.
 func (c *Cluster) brokeLocked(conn *Conn, err *Error) {
 	n := conn.node
 	n.pool.unproven = true
 	n.lostLocked()
-	if !conn.served.Load() && conn.read.Load() == conn.greeted && clock()-conn.opened < c.cfg.Backoff.StableAfter && n.retryAt == 0 {
+	if !conn.served.Load() && !conn.retired.Load() && conn.read.Load() == conn.greeted && clock()-conn.opened < c.cfg.Backoff.StableAfter && n.retryAt == 0 {
 		n.connectFailedLocked(err)
 	}
 }

@@ -223,8 +223,8 @@ func (r *Route) matches(name string, protocols []string) bool {
 	}
 	name = strings.TrimSuffix(name, ".")
 	if parent, wild := strings.CutPrefix(r.ServerName, "*."); wild {
-		_, rest, found := strings.Cut(name, ".")
-		return found && strings.EqualFold(rest, parent)
+		label, rest, found := strings.Cut(name, ".")
+		return found && label != "" && strings.EqualFold(rest, parent)
 	}
 	return strings.EqualFold(name, r.ServerName)
 }

@@ -612,15 +612,18 @@ func (l *loop) queue(s *slot) {
 			l.post(func() {
 				if s := l.find(r); s != nil && s.stage == queueing {
 					s.search.again()
-					s.stage = dialing
+					s.stage, s.limit = dialing, 0
 					l.counts.queued.Add(-1)
+					if d := s.set.limits.Connect; d > 0 {
+						s.whole = l.now + d
+					}
 					l.dial(s)
 				}
 			})
 		}}
-		s.limit = l.now + max(s.set.Backends.QueueTime, 0)
-		s.whole = 0
+		s.waitEnd = l.now + max(s.set.Backends.QueueTime, 0)
 	}
+	s.limit = s.waitEnd // of all its waits
 	q := l.p.queueOf(s.search.cluster)
 	if !q.enter(s.waiter, s.set.Backends.Queue, first) {
 		l.end(s, QueueFull, true)

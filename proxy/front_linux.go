@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-net/holdfast/serve"
@@ -177,13 +178,17 @@ func (f *front) wait(closed <-chan struct{}) error {
 		case <-closed:
 			return ErrClosed
 		case <-tick.C:
-			fd, ok := socketOf(f.ln)
-			if !ok {
+			if isClosed(f.ln) {
 				return &net.OpError{Op: "accept", Net: f.ln.Addr().Network(), Addr: f.ln.Addr(), Err: net.ErrClosed}
 			}
-			sysClose(int32(fd))
 		}
 	}
+}
+
+// isClosed takes no file to find out: there may be none left.
+func isClosed(ln net.Listener) bool {
+	raw, err := ln.(syscall.Conn).SyscallConn()
+	return err != nil || raw.Control(func(uintptr) {}) != nil
 }
 
 // grant makes one loop the one that hears of connections; nil is none. Were it all of

@@ -67,6 +67,7 @@ type slot struct {
 	waiter     *waiter
 	limit      time.Duration // when this stage is over; 0 is never
 	whole      time.Duration // when connecting is over
+	waitEnd    time.Duration // when queueing is over
 	dialed     time.Duration // when this connect began
 	leave      time.Duration // when it ends with the proxy; 0 is never
 	leaveWhy   Reason

@@ -85,6 +85,9 @@ func (l *loop) freeze(n int) (frozen []passenger, left int, wait bool) {
 		switch {
 		case s.stays:
 			left++
+		case s.reset[client] || s.reset[backend]: // it carries its last bytes
+			s.stays = true
+			left++
 		case s.stage == moving || s.stage == lingering || len(frozen) >= n:
 			wait = true
 		case !l.halt(s):

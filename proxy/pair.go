@@ -50,7 +50,6 @@ type end struct {
 
 // serveConn is the life of a connection that has goroutines.
 func (p *Proxy) serveConn(ctx context.Context, c *serve.Conn) error {
-	p.counts.accepted.Add(1)
 	pr := &pair{p: p, visit: visit{set: p.set.Load(), began: p.clock(), from: Client{Addr: addrPort(c.RemoteAddr())}}}
 	pr.ends[client], pr.to = end{c, c.NetConn()}, addrPort(c.LocalAddr())
 	if state, ok := c.ConnectionState(); ok {
@@ -144,21 +143,24 @@ func (pr *pair) sniff() (hello, error) {
 	}
 }
 
-// connect finds a backend.
-func (pr *pair) connect(ctx context.Context) (*holdfast.Conn, Reason) {
-	if d := pr.set.limits.Connect; d > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, d)
-		defer cancel()
-	}
+// connect finds a backend. The time in the queue is not that of connecting.
+func (pr *pair) connect(base context.Context) (*holdfast.Conn, Reason) {
+	ctx, cancel := pr.limitConnect(base)
+	defer func() { cancel() }()
+	var queueEnd time.Time
 	for {
 		lease, err := pr.search.next()
 		if errors.Is(err, errFull) {
+			if queueEnd.IsZero() {
+				queueEnd = time.Now().Add(max(pr.set.Backends.QueueTime, 0))
+			}
 			var why Reason
-			if lease, why = pr.queue(ctx); why != Open {
+			if lease, why = pr.queue(base, queueEnd); why != Open {
 				return nil, why
 			}
 			err = nil
+			cancel()
+			ctx, cancel = pr.limitConnect(base)
 		}
 		if err != nil {
 			return nil, NoBackend
@@ -178,19 +180,29 @@ func (pr *pair) connect(ctx context.Context) (*holdfast.Conn, Reason) {
 	}
 }
 
+func (pr *pair) limitConnect(ctx context.Context) (context.Context, context.CancelFunc) {
+	if d := pr.set.limits.Connect; d > 0 {
+		return context.WithTimeout(ctx, d)
+	}
+	return context.WithCancel(ctx)
+}
+
 // try connects to one node, and not for long if there is another.
 func (pr *pair) try(ctx context.Context, lease holdfast.Lease) (*holdfast.Conn, error) {
 	pr.p.counts.connects.Add(1)
-	whole := ctx
+	whole, start := ctx, pr.p.clock()
 	if pr.search.more(lease.Node()) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, headStart)
 		defer cancel()
 	}
-	start := pr.p.clock()
 	conn, err := lease.Dial(ctx, pr.greet)
-	if err != nil && whole.Err() == nil && ctx.Err() != nil {
-		lease.Dialed(pr.p.clock()-start, context.DeadlineExceeded) // it had its time
+	took := pr.p.clock() - start
+	if err != nil && whole != ctx && whole.Err() == nil && took >= headStart { // the dialer may know sooner than ctx
+		lease.Dialed(took, context.DeadlineExceeded) // it had its time
+	}
+	if err == nil {
+		conn.Retire() // how it ends is the client's doing too: the node is not to blame
 	}
 	return conn, err
 }
@@ -209,8 +221,8 @@ func (pr *pair) greet(_ context.Context, conn *holdfast.Conn) error {
 }
 
 // queue waits for a place.
-func (pr *pair) queue(ctx context.Context) (holdfast.Lease, Reason) {
-	ctx, cancel := context.WithTimeout(ctx, max(pr.set.Backends.QueueTime, 0))
+func (pr *pair) queue(ctx context.Context, end time.Time) (holdfast.Lease, Reason) {
+	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
 	q, woken := pr.p.queueOf(pr.cluster), make(chan struct{}, 1)
 	w := &waiter{func() { woken <- struct{}{} }}
@@ -299,7 +311,7 @@ func (pr *pair) pump(from side) {
 		case isEnd(err):
 			pr.endFlow(from)
 		default:
-			pr.fail(from, err, pr.relay.readFailed)
+			pr.fail(from, err)
 		}
 		return
 	}
@@ -329,7 +341,7 @@ func (pr *pair) pass(from side, b []byte) bool {
 	pr.mu.Unlock()
 	pr.p.counts.bytes[from].Add(uint64(n))
 	if err != nil {
-		pr.fail(to, err, pr.relay.writeFailed)
+		pr.refuse(to, err)
 		return false
 	}
 	return true
@@ -358,17 +370,40 @@ func (pr *pair) endFlow(from side) {
 	}
 }
 
-// fail notes a broken side. What it sent before is still carried, but not for long; what
-// the other sends is for nobody.
-func (pr *pair) fail(s side, err error, note func(side, error)) {
+// fail notes a broken side. What the other sends is for nobody.
+func (pr *pair) fail(s side, err error) {
 	pr.mu.Lock()
 	defer pr.mu.Unlock()
 	if pr.over != carryOn {
 		return
 	}
-	note(s, err)
+	pr.relay.readFailed(s, err)
 	pr.ends[s.other()].SetReadDeadline(time.Unix(1, 0))
-	pr.ends[s].SetReadDeadline(time.Now().Add(pr.set.limits.Linger))
+}
+
+// refuse notes a side that takes nothing any more. What it sent before is still carried.
+func (pr *pair) refuse(s side, err error) {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	if pr.over != carryOn {
+		return
+	}
+	pr.relay.writeFailed(s, err)
+	pr.ends[s.other()].SetReadDeadline(time.Unix(1, 0))
+	if _, tcp := pr.ends[s].socket.(*net.TCPConn); !tcp || isTLS(pr.ends[s].Conn) { // below which the socket may be well
+		pr.ends[s].SetReadDeadline(time.Now().Add(pr.set.limits.Linger))
+	}
+}
+
+func isTLS(c net.Conn) bool {
+	s, ok := c.(interface {
+		ConnectionState() (tls.ConnectionState, bool)
+	})
+	if !ok {
+		return false
+	}
+	_, secure := s.ConnectionState()
+	return secure
 }
 
 // stop ends both sides. The first to say so says how.

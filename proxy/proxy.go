@@ -91,8 +91,19 @@ func (p *Proxy) newServer(set *settings) *serve.Server {
 			Handshake: or(set.limits.Handshake), Header: or(set.limits.Hello),
 			Idle: -1, Read: -1, Write: -1, Lifetime: -1, // the relay has its own
 		},
-		Drain: serve.Drain{Linger: -1},
-		Log:   set.Log,
+		Drain:   serve.Drain{Linger: -1},
+		Observe: p.observe,
+		Log:     set.Log,
+	}
+}
+
+// observe counts those who came to the server and did not get as far as the relay.
+func (p *Proxy) observe(e serve.Event) {
+	switch e.Kind {
+	case serve.Refused:
+		p.counts.ends[Denied].Add(1)
+	case serve.HeaderFailed, serve.HandshakeFailed:
+		p.counts.ends[BadHello].Add(1)
 	}
 }
 

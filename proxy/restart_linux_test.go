@@ -23,9 +23,6 @@ import (
 	"github.com/holdfast-net/holdfast/restart"
 )
 
-// soak reports whether the long form was asked for.
-var soak = os.Getenv("HOLDFAST_SOAK") != ""
-
 // TestMain lets the test's own program be a proxy that can be restarted.
 func TestMain(m *testing.M) {
 	if back := os.Getenv("PROXY_TEST_BACKEND"); back != "" {
@@ -78,23 +75,11 @@ func startProgram(t *testing.T, back string) (addr, admin string) {
 			t.Errorf("the proxy: %v", err)
 		}
 	})
-	until(t, "the proxy serves", func() bool {
+	eventually(t, "the proxy serves", func() bool {
 		s, err := restart.Ask(t.Context(), admin)
 		return err == nil && s.Generation > 0
 	})
 	return addr, admin
-}
-
-// until waits for a condition.
-func until(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	for range 20_000 {
-		if is() {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
-	t.Fatalf("not within 20 s: %s", what)
 }
 
 // crowd is a load of clients who hold their connections, and of others who come and go.
@@ -144,7 +129,7 @@ func (c *crowd) hold(seed uint64, ready *sync.WaitGroup) error {
 	r := rand.New(rand.NewPCG(seed, 7))
 	answers := bufio.NewReader(conn)
 	for n := 0; !c.stop.Load(); n++ {
-		if err := ask(conn, answers, fmt.Sprintf("%d %d %x\n", seed, n, r.Uint64())); err != nil {
+		if err := askLine(conn, answers, fmt.Sprintf("%d %d %x\n", seed, n, r.Uint64())); err != nil {
 			return fmt.Errorf("question %d: %w", n, err)
 		}
 		once()
@@ -160,10 +145,10 @@ func (c *crowd) comeAndGo() error {
 		return err
 	}
 	defer conn.Close()
-	return ask(conn, bufio.NewReader(conn), "hello\n")
+	return askLine(conn, bufio.NewReader(conn), "hello\n")
 }
 
-func ask(conn net.Conn, answers *bufio.Reader, question string) error {
+func askLine(conn net.Conn, answers *bufio.Reader, question string) error {
 	conn.SetDeadline(time.Now().Add(20 * time.Second))
 	if _, err := io.WriteString(conn, question); err != nil {
 		return err
@@ -197,7 +182,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 			t.Fatalf("restart %d: %+v, %v", i, r, err)
 		}
 		committed := time.Now()
-		until(t, "the old process is gone", func() bool {
+		eventually(t, "the old process is gone", func() bool {
 			s, err := restart.Ask(t.Context(), admin)
 			return err == nil && len(s.Generations) == 1
 		})
@@ -236,7 +221,7 @@ func TestUpdatesUnderLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 		came := c.came.Load()
-		until(t, "new connections came", func() bool { return c.came.Load() > came+20 })
+		eventually(t, "new connections came", func() bool { return c.came.Load() > came+20 })
 	}
 	if err := p.Update(proxy.Config{}); err == nil {
 		t.Error("a configuration without backends was taken")

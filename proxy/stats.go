@@ -65,6 +65,7 @@ func (p *Proxy) Stats() Stats {
 	p.mu.Unlock()
 	p.counts.addTo(&s)
 	p.loops.addTo(&s)
+	s.Accepted += p.server.Stats().Accepted
 	return s
 }
 

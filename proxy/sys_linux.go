@@ -77,11 +77,11 @@ func sysError(fd int32) unix.Errno {
 	return unix.Errno(value)
 }
 
-// sysUnsent is how many bytes the other end has not acknowledged.
+// sysUnsent is how many bytes the other end has not acknowledged, and may yet.
 func sysUnsent(fd int32) int {
 	var n int32
-	if _, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n))); e != 0 {
-		return 0
+	if _, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCOUTQ, uintptr(unsafe.Pointer(&n))); e != 0 || n > 0 && sysError(fd) != 0 {
+		return 0 // of a socket that was reset the kernel goes on counting
 	}
 	return int(n)
 }

@@ -3,11 +3,9 @@ package proxy
 import (
 	"net"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
-// unsent is how many bytes the other end has not acknowledged yet.
+// unsent is how many bytes the other end has not acknowledged yet, and may.
 func unsent(c net.Conn) (n int) {
 	sc, ok := c.(syscall.Conn)
 	if !ok {
@@ -17,6 +15,6 @@ func unsent(c net.Conn) (n int) {
 	if err != nil {
 		return 0
 	}
-	raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	raw.Control(func(fd uintptr) { n = sysUnsent(int32(fd)) })
 	return n
 }

@@ -144,9 +144,13 @@ func (g *Gate) Update(l Limits) {
 }
 
 // Enter takes a place for a connection that was just accepted, whoever is at the
-// other end: that may have to be read first, and may take its time.
+// other end: that may have to be read first, and may take its time. By the policy Wait
+// an error says that it has to wait, and is not counted as a refusal.
 func (g *Gate) Enter(p *Pass) error {
 	why, err := g.enter(p)
+	if err != nil && g.limits().Over == Wait {
+		return err
+	}
 	if err != nil {
 		return g.refuse(why, err)
 	}
