@@ -39,6 +39,7 @@ func TestDialedKeepsTheBooks(t *testing.T) {
 		first := pick()
 		first.Dialed(time.Millisecond, refused())
 		first.Done()
+		synctest.Wait()
 		if s := first.Node().State(); s != holdfast.StateBackoff {
 			t.Errorf("after a refused connect the node is %v", s)
 		}

@@ -36,12 +36,15 @@ func (c *Cluster) Pick(key uint64, tried []*Node) (Lease, error) {
 // false if there is none.
 func (c *Cluster) PickAddr(addr string) (l Lease, ok bool) {
 	c.begin()
-	n := c.nodeAt(addr)
-	if n == nil {
-		return Lease{}, false
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, n := range c.nodes {
+		if n.addr == addr {
+			n.inflight.Add(1)
+			return Lease{n}, true
+		}
 	}
-	n.inflight.Add(1)
-	return Lease{n}, true
+	return Lease{}, false
 }
 
 // Node returns the chosen node.
@@ -67,8 +70,8 @@ func (l Lease) Plain() (options Socket, ok bool) {
 
 // Dialed tells of a connect to the node that was made without Dial and took d. Like one
 // of Dial's, a failure starts the node's backoff and counts against it, unless it is
-// this host's. It returns at once: what Config.Observe is told of it is told by another
-// goroutine.
+// this host's. It returns at once: Pick heeds it, and Config.Observe is told, a moment
+// later, by another goroutine.
 func (l Lease) Dialed(d time.Duration, err error) {
 	n, c := l.n, l.n.c
 	n.totals.dials.Add(1)
@@ -82,16 +85,17 @@ func (l Lease) Dialed(d time.Duration, err error) {
 		}
 		n.connectedLocked()
 		c.emitLocked(event)
+		news := c.published != c.version || !c.unseen
 		c.mu.Unlock()
+		if !news {
+			return
+		}
 	} else {
 		e := n.dialError(PhaseDial, err)
 		event.Err = e
 		c.connectBlamed(n, !e.Class.local(), e, event)
 	}
-	c.publish()
-	if !c.unseen {
-		c.wakeup()
-	}
+	c.wakeup() // to build a view may take long: not here
 }
 
 // Transferred counts bytes of a connection that was made without Dial.

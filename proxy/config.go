@@ -63,7 +63,7 @@ type Backends struct {
 	// Queue is how many connections wait while every node has Max: 0 is 1024, negative is
 	// none. QueueTime is how long: 0 is 5 s.
 	Queue     int
-	QueueTime time.Duration
+	QueueTime time.Duration // negative is no limit
 
 	// Header is the version of the PROXY header that backends are sent: 1 or 2; 0 is
 	// none. Version 2 tells them what is known of the client's TLS.
@@ -77,7 +77,7 @@ type Down int
 
 const (
 	Keep  Down = iota // they stay: what works, works
-	Drain             // they end when they are quiet for a second, and after 30 s in any case
+	Drain             // they end when they are quiet for 200 ms, and after 30 s in any case
 	Sever             // they are reset at once
 )
 
@@ -156,9 +156,17 @@ func newSettings(cfg Config) (*settings, error) {
 		s.Limits.MaxConns = max((sockopt.MaxFiles()-spareFiles)/2, 1)
 	}
 	s.Backends.Queue = max(cmp.Or(s.Backends.Queue, 1024), 0)
-	s.Backends.QueueTime = cmp.Or(s.Backends.QueueTime, 5*time.Second)
+	s.Backends.QueueTime = max(cmp.Or(s.Backends.QueueTime, 5*time.Second), 0)
 	s.sniffs = len(s.Routes) > 0 && !s.terminates()
 	return s, nil
+}
+
+// queueEnd is until when a connection waits that begins to; zero is for ever.
+func (s *settings) queueEnd() time.Time {
+	if s.Backends.QueueTime == 0 {
+		return time.Time{}
+	}
+	return time.Now().Add(s.Backends.QueueTime)
 }
 
 // spareFiles are left for everything that is not a connection.

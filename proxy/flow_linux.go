@@ -162,7 +162,7 @@ func (l *loop) route(s *slot, h hello) {
 // dial connects to the next node, until there is one to wait for.
 func (l *loop) dial(s *slot) {
 	for {
-		lease, err := s.search.next()
+		lease, err := l.choose(s)
 		switch {
 		case errors.Is(err, errFull):
 			l.queue(s)
@@ -198,6 +198,14 @@ func (l *loop) dial(s *slot) {
 			return
 		}
 	}
+}
+
+// choose lets those who wait for a place come first.
+func (l *loop) choose(s *slot) (holdfast.Lease, error) {
+	if s.waiter != nil {
+		return s.search.next()
+	}
+	return l.p.inTurn(&s.search)
 }
 
 // target is how to connect to a node; nil is that it takes more than that.
@@ -383,7 +391,7 @@ func (l *loop) dialFailed(s *slot, e unix.Errno) bool {
 // connected begins the relay.
 func (l *loop) connected(s *slot) {
 	s.lease.Dialed(l.now-s.dialed, nil)
-	if n := len(s.search.tried) - s.search.full; n > 0 {
+	if n := len(s.search.down); n > 0 {
 		l.counts.hidden.Add(uint64(n))
 	}
 	if s.set.Backends.Header != 0 {
@@ -425,7 +433,7 @@ const turns = 8
 func (l *loop) pump(s *slot) {
 	pending := s.pending
 	more := l.carry(s, client)
-	if l.carry(s, backend) || s.reset[client] && s.flows[client] == flowing {
+	if l.carry(s, backend) || s.reset[client] && s.flows[client] == flowing && !s.pending[client] {
 		more = true
 	}
 	for _, from := range [...]side{client, backend, client} {
@@ -448,7 +456,8 @@ func (l *loop) pump(s *slot) {
 	if pending != s.pending {
 		l.schedule(s)
 	}
-	if more {
+	if more && !s.again {
+		s.again = true
 		l.again = append(l.again, s.ref())
 	}
 }
@@ -590,6 +599,10 @@ const lookAgain = 5 * time.Millisecond
 
 // bury ends those whose last bytes were taken.
 func (l *loop) bury() {
+	if len(l.dying) == 0 || l.now < l.buried+lookAgain {
+		return
+	}
+	l.buried = l.now
 	l.dying = slices.DeleteFunc(l.dying, func(r ref) bool {
 		s := l.find(r)
 		if s == nil || s.stage != lingering {
@@ -621,7 +634,9 @@ func (l *loop) queue(s *slot) {
 				}
 			})
 		}}
-		s.waitEnd = l.now + max(s.set.Backends.QueueTime, 0)
+		if d := s.set.Backends.QueueTime; d > 0 {
+			s.waitEnd = l.now + d
+		}
 	}
 	s.limit = s.waitEnd // of all its waits
 	q := l.p.queueOf(s.search.cluster)

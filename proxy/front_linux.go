@@ -27,6 +27,7 @@ type front struct {
 	mu     sync.Mutex
 	holder *loop    // the one that accepts; nil while none does
 	parked []parked // accepted, and there is no room for them yet
+	looks  bool     // somebody looks whether there is, from time to time
 	logged time.Time
 	silent int
 	spare  *os.File // open for nothing: room for one accept when there are no files
@@ -196,14 +197,23 @@ func isClosed(ln net.Listener) bool {
 func (f *front) grant(l *loop) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !f.may.Load() {
+		l = nil
+	}
 	if f.holder == l || f.fd < 0 {
 		return
 	}
 	if f.holder != nil {
 		sysWatch(f.holder.ep, unix.EPOLL_CTL_DEL, f.fd, &unix.EpollEvent{})
 	}
-	if f.holder = l; l != nil {
-		sysWatch(l.ep, unix.EPOLL_CTL_ADD, f.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(frontEvent - f.index)})
+	if f.holder = l; l == nil {
+		return
+	}
+	unix.SetNonblock(int(f.fd), true) // whoever shares the socket can change that, and a loop must not wait
+	if e := sysWatch(l.ep, unix.EPOLL_CTL_ADD, f.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(frontEvent - f.index)}); e != 0 {
+		l.p.log.Error("proxy: cannot watch a listener", "addr", f.ln.Addr(), "err", e)
+		f.holder = nil
+		l.afterwards(lastPause, func() { f.grant(l) })
 	}
 }
 
@@ -286,11 +296,7 @@ func (l *loop) acceptFailed(f *front, e unix.Errno) {
 	}
 	f.mu.Unlock()
 	f.grant(nil)
-	l.afterwards(pause, func() {
-		if f.may.Load() {
-			f.grant(l)
-		}
-	})
+	l.afterwards(pause, func() { f.grant(l) })
 }
 
 // afterwards posts f in a while.
@@ -328,6 +334,7 @@ func (ls *loops) least() *loop {
 func (l *loop) refuse(fd int32) {
 	if last := l.p.set.Load().Limits.RejectWith; len(last) > 0 {
 		sysWrite(fd, last)
+		sysShutdown(fd)
 	} else {
 		sysNoLinger(fd)
 	}
@@ -339,10 +346,11 @@ func (l *loop) refuse(fd int32) {
 func (f *front) park(l *loop, c parked) {
 	f.mu.Lock()
 	f.parked = append(f.parked, c)
-	first := len(f.parked) == 1
+	looks := f.looks
+	f.looks = true
 	f.mu.Unlock()
 	f.grant(nil)
-	if first {
+	if !looks {
 		l.afterwards(every, func() { f.unpark(l) })
 	}
 }
@@ -351,14 +359,13 @@ func (f *front) park(l *loop, c parked) {
 func (f *front) unpark(l *loop) {
 	f.retry(l)
 	f.mu.Lock()
-	none := len(f.parked) == 0
+	f.looks = len(f.parked) > 0
+	looks := f.looks
 	f.mu.Unlock()
-	switch {
-	case !f.may.Load():
-	case none:
-		f.grant(l)
-	default:
+	if looks {
 		l.afterwards(every, func() { f.unpark(l) })
+	} else {
+		f.grant(l)
 	}
 }
 

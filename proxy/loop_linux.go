@@ -16,8 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loop is an event loop: one goroutine, locked to its thread, that relays the plain
-// streams it accepted. All that is its own is touched by nobody else; others post.
+// loop is an event loop: one goroutine that relays the plain streams it accepted. All that is its own is touched by nobody else; others post.
 type loop struct {
 	p      *Proxy
 	id     int
@@ -28,8 +27,9 @@ type loop struct {
 	wheel  wheel
 	buf    []byte
 	events [256]unix.EpollEvent
-	again  []ref // slots that had more to do than their turn allows
-	dying  []ref // slots that wait for the last bytes to be taken
+	again  []ref         // slots that had more to do than their turn allows
+	dying  []ref         // slots that wait for the last bytes to be taken
+	buried time.Duration // when those were looked at
 	pipes  pipes
 	nodes  map[*holdfast.Node]*target
 	counts counters
@@ -69,10 +69,9 @@ type slot struct {
 	whole      time.Duration // when connecting is over
 	waitEnd    time.Duration // when queueing is over
 	dialed     time.Duration // when this connect began
-	leave      time.Duration // when it ends with the proxy; 0 is never
-	leaveWhy   Reason
 	headerRead bool
 	stays      bool // the successor could not take it
+	again      bool // it is in the loop's list
 	tuned      bool // rare socket options are set
 
 	// In the wheel.
@@ -241,7 +240,7 @@ func (l *loop) handle(ev *unix.EpollEvent) {
 		return
 	}
 	which := side(ev.Pad & 1)
-	if ev.Events&(unix.EPOLLIN|unix.EPOLLPRI) != 0 {
+	if ev.Events&unix.EPOLLIN != 0 {
 		s.ready[which] |= canRead
 	}
 	if ev.Events&unix.EPOLLOUT != 0 {
@@ -262,6 +261,11 @@ func (l *loop) handle(ev *unix.EpollEvent) {
 			l.dialed(s, ev.Events)
 		}
 	case relaying:
+		if ev.Events&unix.EPOLLERR != 0 && s.flows[which] != flowing { // nobody reads there any more
+			if e := sysError(s.fd[which]); e != 0 {
+				s.readFailed(which, e)
+			}
+		}
 		l.pump(s)
 	case lingering:
 		if ev.Events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
@@ -276,10 +280,19 @@ func (l *loop) watch(s *slot, which side) {
 		return
 	}
 	s.watched[which] = true
-	sysWatch(l.ep, unix.EPOLL_CTL_ADD, s.fd[which], &unix.EpollEvent{
+	e := sysWatch(l.ep, unix.EPOLL_CTL_ADD, s.fd[which], &unix.EpollEvent{
 		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
 		Fd:     s.index, Pad: s.gen<<1 | int32(which),
 	})
+	if e != 0 { // no memory, or fs.epoll.max_user_watches
+		l.p.log.Error("proxy: cannot watch a connection", "err", e)
+		r := s.ref()
+		l.post(func() {
+			if s := l.find(r); s != nil && s.stage != moving {
+				l.end(s, Cut, true)
+			}
+		})
+	}
 }
 
 func (l *loop) unwatch(s *slot, which side) {
@@ -294,7 +307,12 @@ func (l *loop) goOn() {
 	turn := l.again
 	l.again = nil
 	for _, r := range turn {
-		if s := l.find(r); s != nil && s.stage == relaying {
+		s := l.find(r)
+		if s == nil {
+			continue
+		}
+		s.again = false
+		if s.stage == relaying {
 			l.pump(s)
 		}
 	}
@@ -311,7 +329,7 @@ func (l *loop) schedule(s *slot) {
 			due = at
 		}
 	}
-	sooner(s.leave)
+	sooner(s.leaveAt)
 	if s.stage == relaying || s.stage == lingering {
 		sooner(s.relay.due())
 		if !s.tuned {
@@ -336,7 +354,7 @@ func (l *loop) fire(s *slot) {
 			return
 		}
 	case queueing:
-		if l.now >= s.limit {
+		if s.limit != 0 && l.now >= s.limit {
 			l.end(s, QueueTimeout, true)
 			return
 		}
@@ -352,30 +370,16 @@ func (l *loop) fire(s *slot) {
 			return
 		}
 	}
-	if s.leave != 0 && l.now >= s.leave {
-		if l.leaveNow(s) {
-			return
-		}
+	if s.stage != relaying && s.stage != lingering && s.leaveAt != 0 && l.now >= s.leaveAt {
+		l.end(s, s.leaveWhy, true)
+		return
 	}
 	l.schedule(s)
 }
 
-// leaveNow ends a slot that is to end with the proxy, or with its backend, if it is
-// quiet.
-func (l *loop) leaveNow(s *slot) bool {
-	if s.stage == relaying && s.active+quiet > l.now || s.stage == lingering || s.stage == moving {
-		s.leave = l.now + quiet
-		return false
-	}
-	l.end(s, s.leaveWhy, s.stage != relaying)
-	return true
-}
-
 // end closes a slot. With reset both sides learn that something is missing.
 func (l *loop) end(s *slot, why Reason, reset bool) {
-	if s.why == Open || s.why == Moved {
-		s.why = why
-	}
+	s.because(why)
 	for i := range s.fd {
 		if s.fd[i] < 0 {
 			continue
@@ -430,12 +434,11 @@ func (l *loop) post(f func()) bool {
 		return false
 	}
 	l.posted = append(l.posted, f)
-	ring := !l.rung
-	l.rung = true
-	l.mu.Unlock()
-	if ring {
-		unix.Write(l.bell, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	if !l.rung { // under the lock, for the bell is gone when gone is set
+		l.rung = true
+		sysRing(l.bell)
 	}
+	l.mu.Unlock()
 	return true
 }
 
@@ -538,7 +541,7 @@ func (ls *loops) shutdown(ctx context.Context) error {
 
 // leaveWithin lets a slot end at a random moment within d.
 func (l *loop) leaveWithin(s *slot, d time.Duration) {
-	s.leave, s.leaveWhy = max(l.p.clock()+time.Duration(rand.Float64()*0.9*float64(d)), 1), Drained
+	s.leave(l.p.clock()+time.Duration(rand.Float64()*0.9*float64(d)), 0, Drained)
 	l.schedule(s)
 }
 
@@ -562,11 +565,11 @@ func (ls *loops) endWhatIsDown(down Down) {
 	ls.each(func(l *loop) {
 		l.table.all(func(s *slot) {
 			switch {
-			case s.stage != relaying || s.leave != 0 || !nodes.has(s.lease.Node()):
+			case s.stage != relaying || s.leaveAt != 0 || !nodes.has(s.lease.Node()):
 			case down == Sever:
 				l.end(s, BackendDown, true)
 			default:
-				s.leave, s.leaveWhy = l.now, BackendDown
+				s.leave(l.now, l.now+drainLimit, BackendDown)
 				l.schedule(s)
 			}
 		})

@@ -85,9 +85,6 @@ func (l *loop) freeze(n int) (frozen []passenger, left int, wait bool) {
 		switch {
 		case s.stays:
 			left++
-		case s.reset[client] || s.reset[backend]: // it carries its last bytes
-			s.stays = true
-			left++
 		case s.stage == moving || s.stage == lingering || len(frozen) >= n:
 			wait = true
 		case !l.halt(s):
@@ -222,13 +219,15 @@ const (
 func (s *slot) save(l *loop) []byte {
 	now := l.now
 	flags := uint64(s.flows[client]) | uint64(s.flows[backend])<<2
-	if s.headerRead {
-		flags |= 1 << 4
+	for i, set := range [...]bool{s.headerRead, s.reset[client], s.reset[backend]} {
+		if set {
+			flags |= 1 << (4 + i)
+		}
 	}
 	var numbers []byte
 	for _, n := range [...]uint64{
 		flags, uint64(now - s.began), uint64(max(now-s.opened, 0)), uint64(max(now-s.active, 0)),
-		uint64(s.bytes[client]), uint64(s.bytes[backend]),
+		uint64(s.bytes[client]), uint64(s.bytes[backend]), uint64(s.why),
 	} {
 		numbers = binary.AppendUvarint(numbers, n)
 	}
@@ -245,6 +244,8 @@ func (s *slot) save(l *loop) []byte {
 // saved is a record that was read.
 type saved struct {
 	flows                 [2]flow
+	reset                 [2]bool
+	why                   Reason
 	headerRead            bool
 	began, opened, active time.Duration // ago
 	bytes                 [2]int64
@@ -261,7 +262,7 @@ func readSaved(b []byte) (r saved, err error) {
 	if err != nil {
 		return r, fmt.Errorf("proxy: the record of a connection: %w", err)
 	}
-	var numbers [6]uint64
+	var numbers [7]uint64
 	for i := range numbers {
 		n, size := binary.Uvarint(f[0])
 		if size <= 0 {
@@ -278,7 +279,8 @@ func readSaved(b []byte) (r saved, err error) {
 	}
 	flags := numbers[0]
 	r.flows = [2]flow{flow(flags & 3), flow(flags >> 2 & 3)}
-	r.headerRead = flags&(1<<4) != 0
+	r.headerRead, r.reset = flags&(1<<4) != 0, [2]bool{flags&(1<<5) != 0, flags&(1<<6) != 0}
+	r.why = Reason(min(numbers[6], uint64(reasons)-1))
 	r.began, r.opened, r.active = time.Duration(numbers[1]), time.Duration(numbers[2]), time.Duration(numbers[3])
 	r.bytes = [2]int64{int64(numbers[4]), int64(numbers[5])}
 	r.name, r.node = string(names[0]), string(names[1])
@@ -302,7 +304,11 @@ func (p *Proxy) TakeOver(state []byte, fds []int) error {
 		return errors.New("proxy: TLS ends here now, and the connection is plaintext")
 	}
 	var pass serve.Pass
-	p.gate.EnterAnyway(&pass, r.from.Addr())
+	counted := netip.Addr{} // one that still waits for its PROXY header is admitted after that
+	if r.headerRead {
+		counted = r.from.Addr()
+	}
+	p.gate.EnterAnyway(&pass, counted)
 	cluster, lease := p.leaseOf(set, r)
 	l := p.loops.least()
 	l.open.Add(1) // now, or many that come together come to one
@@ -322,7 +328,10 @@ func (p *Proxy) leaseOf(set *settings, r saved) (*holdfast.Cluster, holdfast.Lea
 	if r.node == "" {
 		return nil, holdfast.Lease{}
 	}
-	for _, c := range set.clusters() {
+	for _, c := range append([]*holdfast.Cluster{set.route(r.name, nil)}, set.clusters()...) {
+		if c == nil {
+			continue
+		}
 		if lease, ok := c.PickAddr(r.node); ok {
 			return c, lease
 		}
@@ -348,7 +357,7 @@ func (l *loop) takeOver(r saved, fds []int, pass serve.Pass, cluster *holdfast.C
 	}
 	if len(fds) == 2 {
 		s.relay.begin(&s.set.limits, l.now)
-		s.flows, s.bytes = r.flows, r.bytes
+		s.flows, s.reset, s.why, s.bytes = r.flows, r.reset, r.why, r.bytes
 		s.opened, s.active = l.now-r.opened, l.now-r.active
 		for i := range s.pend {
 			s.waits(side(i), len(s.pend[i]) > 0, l.now)

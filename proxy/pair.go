@@ -40,6 +40,8 @@ type pair struct {
 	relay relay
 	over  order // why both ends were stopped; carryOn while they are not
 	timer *time.Timer
+
+	finished bool // there is nothing to look after
 }
 
 // end is one end of a pair.
@@ -67,7 +69,9 @@ func (p *Proxy) adopt(conn net.Conn, v visit, early []byte, to netip.AddrPort, p
 	}
 	pr := &pair{p: p, visit: v, early: early, to: to, cluster: v.search.cluster}
 	pr.ends[client] = end{conn, conn}
+	p.guests.Add(1)
 	p.adopted.Go(func() {
+		defer p.guests.Add(-1)
 		defer pass.Leave()
 		defer conn.Close()
 		pr.serve(p.base)
@@ -149,10 +153,10 @@ func (pr *pair) connect(base context.Context) (*holdfast.Conn, Reason) {
 	defer func() { cancel() }()
 	var queueEnd time.Time
 	for {
-		lease, err := pr.search.next()
+		lease, err := pr.p.inTurn(&pr.search)
 		if errors.Is(err, errFull) {
 			if queueEnd.IsZero() {
-				queueEnd = time.Now().Add(max(pr.set.Backends.QueueTime, 0))
+				queueEnd = pr.set.queueEnd()
 			}
 			var why Reason
 			if lease, why = pr.queue(base, queueEnd); why != Open {
@@ -168,7 +172,7 @@ func (pr *pair) connect(base context.Context) (*holdfast.Conn, Reason) {
 		conn, err := pr.try(ctx, lease)
 		if err == nil {
 			pr.lease = lease
-			pr.p.counts.hidden.Add(uint64(len(pr.search.tried) - pr.search.full))
+			pr.p.counts.hidden.Add(uint64(len(pr.search.down)))
 			return conn, Open
 		}
 		pr.p.counts.connectFailures.Add(1)
@@ -191,15 +195,17 @@ func (pr *pair) limitConnect(ctx context.Context) (context.Context, context.Canc
 func (pr *pair) try(ctx context.Context, lease holdfast.Lease) (*holdfast.Conn, error) {
 	pr.p.counts.connects.Add(1)
 	whole, start := ctx, pr.p.clock()
-	if pr.search.more(lease.Node()) {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, headStart)
-		defer cancel()
-	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	late := time.AfterFunc(headStart, func() {
+		if pr.search.more(lease.Node()) { // asked only now, for that is a turn of the policy
+			cancel()
+		}
+	})
+	defer late.Stop()
 	conn, err := lease.Dial(ctx, pr.greet)
-	took := pr.p.clock() - start
-	if err != nil && whole != ctx && whole.Err() == nil && took >= headStart { // the dialer may know sooner than ctx
-		lease.Dialed(took, context.DeadlineExceeded) // it had its time
+	if err != nil && whole.Err() == nil && ctx.Err() != nil {
+		lease.Dialed(pr.p.clock()-start, context.DeadlineExceeded) // it had its time
 	}
 	if err == nil {
 		conn.Retire() // how it ends is the client's doing too: the node is not to blame
@@ -222,8 +228,11 @@ func (pr *pair) greet(_ context.Context, conn *holdfast.Conn) error {
 
 // queue waits for a place.
 func (pr *pair) queue(ctx context.Context, end time.Time) (holdfast.Lease, Reason) {
-	ctx, cancel := context.WithDeadline(ctx, end)
-	defer cancel()
+	if !end.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, end)
+		defer cancel()
+	}
 	q, woken := pr.p.queueOf(pr.cluster), make(chan struct{}, 1)
 	w := &waiter{func() { woken <- struct{}{} }}
 	pr.p.counts.queued.Add(1)
@@ -269,6 +278,7 @@ func (pr *pair) carry() Reason {
 	p.delist(pr)
 
 	pr.mu.Lock()
+	pr.finished = true
 	pr.timer.Stop()
 	r, over := pr.relay, pr.over
 	pr.mu.Unlock()
@@ -372,27 +382,30 @@ func (pr *pair) endFlow(from side) {
 
 // fail notes a broken side. What the other sends is for nobody.
 func (pr *pair) fail(s side, err error) {
-	pr.mu.Lock()
-	defer pr.mu.Unlock()
-	if pr.over != carryOn {
-		return
+	if pr.noteFailure(func() { pr.relay.readFailed(s, err) }) {
+		pr.ends[s.other()].SetReadDeadline(time.Unix(1, 0))
 	}
-	pr.relay.readFailed(s, err)
-	pr.ends[s.other()].SetReadDeadline(time.Unix(1, 0))
 }
 
 // refuse notes a side that takes nothing any more. What it sent before is still carried.
 func (pr *pair) refuse(s side, err error) {
-	pr.mu.Lock()
-	defer pr.mu.Unlock()
-	if pr.over != carryOn {
+	if !pr.noteFailure(func() { pr.relay.writeFailed(s, err) }) {
 		return
 	}
-	pr.relay.writeFailed(s, err)
 	pr.ends[s.other()].SetReadDeadline(time.Unix(1, 0))
 	if _, tcp := pr.ends[s].socket.(*net.TCPConn); !tcp || isTLS(pr.ends[s].Conn) { // below which the socket may be well
 		pr.ends[s].SetReadDeadline(time.Now().Add(pr.set.limits.Linger))
 	}
+}
+
+func (pr *pair) noteFailure(note func()) bool {
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	if pr.over != carryOn {
+		return false
+	}
+	note()
+	return true
 }
 
 func isTLS(c net.Conn) bool {
@@ -409,16 +422,18 @@ func isTLS(c net.Conn) bool {
 // stop ends both sides. The first to say so says how.
 func (pr *pair) stop(how order, why Reason) {
 	pr.mu.Lock()
-	defer pr.mu.Unlock()
-	if pr.over != carryOn {
-		return
+	first := pr.over == carryOn
+	if first {
+		pr.over = how
+		if why != Open {
+			pr.relay.because(why)
+		}
 	}
-	pr.over = how
-	if why != Open {
-		pr.relay.because(why)
-	}
-	for i := range pr.ends {
-		pr.ends[i].SetDeadline(time.Unix(1, 0))
+	pr.mu.Unlock()
+	if first { // they may be the user's: not under the lock
+		for i := range pr.ends {
+			pr.ends[i].SetDeadline(time.Unix(1, 0))
+		}
 	}
 }
 
@@ -433,7 +448,11 @@ func (pr *pair) tick() {
 	}
 }
 
-func (pr *pair) rearmLocked() { pr.timer.Reset(pr.wait()) }
+func (pr *pair) rearmLocked() {
+	if !pr.finished {
+		pr.timer.Reset(pr.wait())
+	}
+}
 
 // wait is how long no limit comes. It looks again at times, for what began to wait
 // after the timer was set.
@@ -450,24 +469,14 @@ func (pr *pair) wait() time.Duration {
 
 // endWithin ends the connection at a random moment within d, when it is quiet then.
 func (pr *pair) endWithin(d time.Duration) {
-	time.AfterFunc(time.Duration(rand.Float64()*0.9*float64(d)), func() { pr.endWhenQuiet(Drained) })
+	pr.leave(pr.p.clock()+time.Duration(rand.Float64()*0.9*float64(d)), 0, Drained)
 }
 
-// quiet is how long nothing must have been said for an end to be between two things.
-const quiet = 200 * time.Millisecond
-
-func (pr *pair) endWhenQuiet(why Reason) {
+func (pr *pair) leave(at, by time.Duration, why Reason) {
 	pr.mu.Lock()
-	busy := pr.relay.active+quiet > pr.p.clock()
-	over := pr.over != carryOn
-	pr.mu.Unlock()
-	switch {
-	case over:
-	case busy:
-		time.AfterFunc(quiet, func() { pr.endWhenQuiet(why) })
-	default:
-		pr.stop(closeBoth, why)
-	}
+	defer pr.mu.Unlock()
+	pr.relay.leave(at, by, why)
+	pr.rearmLocked()
 }
 
 func (pr *pair) down(d Down) {
@@ -475,7 +484,8 @@ func (pr *pair) down(d Down) {
 		pr.stop(resetBoth, BackendDown)
 		return
 	}
-	pr.endWhenQuiet(BackendDown)
+	now := pr.p.clock()
+	pr.leave(now, now+drainLimit, BackendDown)
 }
 
 func (pr *pair) cut() { pr.stop(resetBoth, Cut) }
@@ -490,8 +500,9 @@ func (pr *pair) abort(s side) {
 
 // abortInPeace resets a side when it has what was sent to it.
 func (pr *pair) abortInPeace(s side) {
-	end := time.Now().Add(pr.set.limits.Linger)
-	for wait := time.Millisecond; time.Now().Before(end) && unsent(pr.ends[s].socket) > 0; wait = min(2*wait, 50*time.Millisecond) {
+	limit := pr.set.limits.Linger
+	end := time.Now().Add(limit)
+	for wait := time.Millisecond; (limit == 0 || time.Now().Before(end)) && unsent(pr.ends[s].socket) > 0; wait = min(2*wait, 50*time.Millisecond) {
 		time.Sleep(wait)
 	}
 	pr.abort(s)
@@ -499,8 +510,8 @@ func (pr *pair) abortInPeace(s side) {
 
 func (p *Proxy) enlist(pr *pair) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.pairs[pr] = struct{}{}
+	p.mu.Unlock()
 	if p.base.Err() != nil {
 		pr.cut()
 	}
@@ -516,7 +527,7 @@ func (p *Proxy) delist(pr *pair) {
 }
 
 func (s *settings) search(c *holdfast.Cluster, from Client) search {
-	return search{cluster: c, key: s.Key(from), max: s.Backends.Max}
+	return search{cluster: c, key: s.Key(from), max: max(s.Backends.Max, 0)}
 }
 
 func addrPort(a net.Addr) netip.AddrPort {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,11 +38,15 @@ type Proxy struct {
 	base    context.Context // ends when connections are cut
 	cancel  context.CancelFunc
 	adopted sync.WaitGroup // connections with goroutines that no server of ours counts
+	guests  atomic.Int64   // how many those are
 
 	closed chan struct{} // no more is accepted
+	over   chan struct{} // nothing is left
 	ending atomic.Int64  // clock() at which the drain is over; 0 while there is none
 	tasks  sync.WaitGroup
 	once   sync.Once // ends the tasks
+
+	updating sync.Mutex // one Update at a time
 
 	mu     sync.Mutex
 	pairs  map[*pair]struct{}
@@ -55,7 +61,7 @@ func New(cfg Config) (*Proxy, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{born: time.Now(), closed: make(chan struct{}), pairs: map[*pair]struct{}{}, queues: map[*holdfast.Cluster]*queue{}}
+	p := &Proxy{born: time.Now(), closed: make(chan struct{}), over: make(chan struct{}), pairs: map[*pair]struct{}{}, queues: map[*holdfast.Cluster]*queue{}}
 	p.base, p.cancel = context.WithCancel(context.Background())
 	p.set.Store(set)
 	var endLog, endAccess func(time.Duration)
@@ -114,6 +120,12 @@ func (p *Proxy) clock() time.Duration { return time.Since(p.born) + 1 }
 // returns [ErrClosed]. It may be called for several listeners. No error of an accept
 // ends it unless ln is closed. It closes ln.
 func (p *Proxy) Serve(ln net.Listener) error {
+	select {
+	case <-p.closed:
+		ln.Close()
+		return ErrClosed
+	default:
+	}
 	p.mu.Lock()
 	p.fronts++
 	p.mu.Unlock()
@@ -135,10 +147,12 @@ func (p *Proxy) Serve(ln net.Listener) error {
 }
 
 // Update puts another Config in force for the connections that come from now on. Those
-// there are stay as they are. An error changes nothing. Whether TLS ends here, by which
-// files and whose PROXY headers are taken by connections with goroutines, cannot be
-// changed; that files are new is noticed without.
+// there are stay as they are. An error changes nothing. Loops and the logs stay, and so
+// does what is done in front of connections with goroutines: TLS, PROXY headers before
+// it, and their limits. That a file of TLS is new is noticed without.
 func (p *Proxy) Update(cfg Config) error {
+	p.updating.Lock()
+	defer p.updating.Unlock()
 	set, err := newSettings(cfg)
 	if err != nil {
 		return err
@@ -203,6 +217,7 @@ func (p *Proxy) stopAccepting() {
 // end waits for the tasks of the Proxy itself.
 func (p *Proxy) end() {
 	p.once.Do(func() {
+		close(p.over)
 		p.tasks.Wait()
 		p.cancel()
 		p.loops.close()
@@ -217,18 +232,20 @@ func (p *Proxy) drain(ctx context.Context) {
 		return
 	}
 	p.ending.CompareAndSwap(0, int64(p.clock()+time.Until(end)))
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for pr := range p.pairs {
+	for _, pr := range p.allPairs() {
 		pr.endWithin(time.Until(end))
 	}
 }
 
-func (p *Proxy) cutPairs() {
-	p.cancel()
+func (p *Proxy) allPairs() []*pair {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for pr := range p.pairs {
+	return slices.Collect(maps.Keys(p.pairs))
+}
+
+func (p *Proxy) cutPairs() {
+	p.cancel()
+	for _, pr := range p.allPairs() {
 		pr.cut()
 	}
 }
@@ -243,7 +260,7 @@ func (p *Proxy) watch() {
 	defer tick.Stop()
 	for {
 		select {
-		case <-p.closed:
+		case <-p.over:
 			return
 		case <-tick.C:
 		}
@@ -259,13 +276,11 @@ func (p *Proxy) endWhatIsDown() {
 		return
 	}
 	gone := downNodes{}
-	p.mu.Lock()
-	for pr := range p.pairs {
+	for _, pr := range p.allPairs() {
 		if gone.has(pr.lease.Node()) {
 			pr.down(down)
 		}
 	}
-	p.mu.Unlock()
 	p.loops.endWhatIsDown(down)
 }
 
@@ -273,6 +288,9 @@ func (p *Proxy) endWhatIsDown() {
 type downNodes map[*holdfast.Node]bool
 
 func (d downNodes) has(n *holdfast.Node) bool {
+	if n == nil {
+		return false // of a former generation, and not known to this one
+	}
 	down, known := d[n]
 	if !known {
 		s := n.State()

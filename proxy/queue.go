@@ -66,6 +66,20 @@ func (p *Proxy) queueOf(c *holdfast.Cluster) *queue {
 	return q
 }
 
+// inTurn is search.next for who has not waited: those who wait come first.
+func (p *Proxy) inTurn(s *search) (holdfast.Lease, error) {
+	if s.max > 0 && p.queueOf(s.cluster).isThere() {
+		return holdfast.Lease{}, errFull
+	}
+	return s.next()
+}
+
+func (q *queue) isThere() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.waiting) > 0
+}
+
 // release gives the place of a connection at its node back.
 func (p *Proxy) release(set *settings, c *holdfast.Cluster, l holdfast.Lease) {
 	l.Done()

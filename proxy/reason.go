@@ -27,14 +27,13 @@ const (
 	BackendDown                 // and Backends.Down says what then
 	Drained                     // the proxy ended, and it was quiet
 	Cut                         // the proxy ended, and could not wait
-	Moved                       // to the successor: no end
 	reasons
 )
 
 var reasonNames = [reasons]string{
 	"open", "client closed", "backend closed", "client reset", "backend reset", "client lost", "backend lost",
 	"idle", "half closed", "stalled", "lifetime", "bad hello", "denied", "no route", "no backend",
-	"queue full", "queue timeout", "backend down", "drained", "cut", "moved",
+	"queue full", "queue timeout", "backend down", "drained", "cut",
 }
 
 func (r Reason) String() string               { return reasonNames[r] }

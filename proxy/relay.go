@@ -42,9 +42,15 @@ type relay struct {
 	why     Reason   // of the end
 
 	// Moments, as the clock of whoever does the I/O counts.
-	opened, active, stalled time.Duration // stalled: since when pending has not moved
-	life                    time.Duration // how long it may last; 0 is no limit
-	closing                 time.Duration // since when the last bytes are waited for
+	opened, active time.Duration
+	stalled        [2]time.Duration // since when what is pending has not moved
+	life           time.Duration    // how long it may last; 0 is no limit
+	closing        time.Duration    // since when the last bytes are waited for
+
+	// An end that others want: from a moment on when it is quiet, and by another in any
+	// case. 0 is none.
+	leaveAt, leaveBy time.Duration
+	leaveWhy         Reason
 }
 
 // order is what to do next.
@@ -67,13 +73,13 @@ func (r *relay) begin(limits *Timeouts, now time.Duration) {
 func (r *relay) moved(from side, n int, now time.Duration) {
 	r.bytes[from] += int64(n)
 	r.active = now
-	r.stalled = now
+	r.stalled[from] = now
 }
 
 // waits notes whether bytes of a side wait for the other to take them.
 func (r *relay) waits(from side, pending bool, now time.Duration) {
 	if pending && !r.pending[from] {
-		r.stalled = now
+		r.stalled[from] = now
 	}
 	r.pending[from] = pending
 }
@@ -157,11 +163,15 @@ func (r *relay) due() time.Duration {
 	}
 	sooner(r.active, idle)
 	sooner(r.opened, r.life)
-	if r.pending[client] || r.pending[backend] {
-		sooner(r.stalled, r.limits.Write)
+	for from, pending := range r.pending {
+		if pending {
+			sooner(r.stalled[from], r.limits.Write)
+		}
 	}
 	if r.closing > 0 {
 		sooner(r.closing, r.limits.Linger)
+	} else if r.leaveAt != 0 && (at == 0 || r.leaveAt < at) {
+		at = r.leaveAt
 	}
 	return at
 }
@@ -169,13 +179,13 @@ func (r *relay) due() time.Duration {
 // expire says what a limit that has come means.
 func (r *relay) expire(now time.Duration) order {
 	past := func(since, limit time.Duration) bool { return limit > 0 && now >= since+limit }
-	stalled := r.pending[client] || r.pending[backend]
 	switch {
 	case r.closing > 0:
 		if past(r.closing, r.limits.Linger) {
 			return resetBoth
 		}
-	case stalled && past(r.stalled, r.limits.Write):
+	case r.pending[client] && past(r.stalled[client], r.limits.Write),
+		r.pending[backend] && past(r.stalled[backend], r.limits.Write):
 		r.why = Stalled // whatever was said before: something is missing
 		return resetBoth
 	case r.halfClosed() && past(r.active, r.limits.HalfClosed):
@@ -183,15 +193,45 @@ func (r *relay) expire(now time.Duration) order {
 		return resetBoth
 	case past(r.active, r.limits.Idle):
 		r.because(Idle)
-		return closeBoth
+		return r.endNow()
 	case past(r.opened, r.life):
 		r.because(TooOld)
-		if stalled {
-			return resetBoth
+		return r.endNow()
+	case r.leaveAt != 0 && now >= r.leaveAt:
+		if !r.isQuiet(now) && (r.leaveBy == 0 || now < r.leaveBy) {
+			r.leaveAt = now + quiet
+			return carryOn
 		}
-		return closeBoth
+		r.because(r.leaveWhy)
+		return r.endNow()
 	}
 	return carryOn
+}
+
+// leave wants an end; the first who does says when.
+func (r *relay) leave(at, by time.Duration, why Reason) {
+	if r.leaveAt == 0 {
+		r.leaveAt, r.leaveBy, r.leaveWhy = max(at, 1), by, why
+	}
+}
+
+// quiet is how long nothing must have been said for an end to be between two things.
+const quiet = 200 * time.Millisecond
+
+// drainLimit is how long a connection of a node that went down may be busy.
+const drainLimit = 30 * time.Second
+
+// endNow is how to end without being asked: a peer that misses something must know it.
+func (r *relay) endNow() order {
+	if r.pending[client] || r.pending[backend] {
+		return resetBoth
+	}
+	return closeBoth
+}
+
+// isQuiet reports whether nothing was said for a while, and nothing is under way.
+func (r *relay) isQuiet(now time.Duration) bool {
+	return r.active+quiet <= now && !r.pending[client] && !r.pending[backend]
 }
 
 // isEnd reports whether a reader's error is the end of the stream. TLS that ends

@@ -15,7 +15,7 @@ type search struct {
 	key     uint64
 	max     int // connections of a node
 	tried   []*holdfast.Node
-	full    int // of them, those that were not even tried
+	down    []*holdfast.Node // of them, those that failed; the others were full
 }
 
 // errFull is that every usable node has as many connections as it may.
@@ -26,7 +26,7 @@ func (s *search) next() (holdfast.Lease, error) {
 	for {
 		lease, err := s.cluster.Pick(s.key, s.tried)
 		if err != nil {
-			if s.full > 0 {
+			if len(s.tried) > len(s.down) {
 				err = errFull
 			}
 			return lease, err
@@ -35,17 +35,19 @@ func (s *search) next() (holdfast.Lease, error) {
 			return lease, nil
 		}
 		s.tried = append(s.tried, lease.Node())
-		s.full++
 		lease.Done()
 	}
 }
 
 // failed notes that a node could not be connected.
-func (s *search) failed(n *holdfast.Node) { s.tried = append(s.tried, n) }
+func (s *search) failed(n *holdfast.Node) {
+	s.tried = append(s.tried, n)
+	s.down = append(s.down, n)
+}
 
 // more reports whether there is another node to try.
 func (s *search) more(n *holdfast.Node) bool {
-	lease, err := s.cluster.Pick(s.key, append(s.tried, n))
+	lease, err := s.cluster.Pick(s.key, append(s.tried[:len(s.tried):len(s.tried)], n))
 	if err != nil {
 		return false
 	}
@@ -54,7 +56,7 @@ func (s *search) more(n *holdfast.Node) bool {
 }
 
 // again forgets what was full: a place is free.
-func (s *search) again() { s.tried, s.full = s.tried[:0], 0 }
+func (s *search) again() { s.tried = append(s.tried[:0], s.down...) }
 
 // headStart is how long a connect may take while there is another node to try: a lost
 // SYN is sent again after a second (RFC 6298).

@@ -61,11 +61,12 @@ func (p *Proxy) Stats() Stats {
 	s := Stats{Ends: map[Reason]uint64{}, Denied: p.gate.Refused()}
 	p.mu.Lock()
 	s.Listeners = p.fronts
-	s.Open = len(p.pairs)
 	p.mu.Unlock()
 	p.counts.addTo(&s)
 	p.loops.addTo(&s)
-	s.Accepted += p.server.Stats().Accepted
+	server := p.server.Stats() // of those with goroutines, from the moment they came
+	s.Accepted += server.Accepted
+	s.Open += server.Open + int(p.guests.Load())
 	return s
 }
 
@@ -103,7 +104,7 @@ func (p *Proxy) logEnd(v *visit, why Reason, bytes [2]int64) {
 	if n := v.lease.Node(); n != nil {
 		attrs = append(attrs, slog.String("backend", n.String()))
 	}
-	if n := len(v.search.tried) - v.search.full; n > 0 {
+	if n := len(v.search.down); n > 0 {
 		attrs = append(attrs, slog.Int("failed_before", n))
 	}
 	p.access.LogAttrs(context.Background(), slog.LevelInfo, "connection", attrs...)

@@ -30,6 +30,12 @@ func sysSplice(from, to int32, n int) (int, unix.Errno) {
 
 func sysClose(fd int32) { unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
 
+// sysRing adds one to an eventfd.
+func sysRing(fd int) {
+	one := uint64(1)
+	unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&one)), 8)
+}
+
 func sysShutdown(fd int32) { unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0) }
 
 func sysSocket(family int) (int32, unix.Errno) {

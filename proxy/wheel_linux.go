@@ -100,7 +100,10 @@ type table struct {
 	used   int
 }
 
-const blockSize = 64
+const (
+	blockSize = 64
+	maxGen    = 1<<30 - 1 // an event carries the generation and a bit
+)
 
 func (t *table) at(i int32) *slot { return &t.blocks[i/blockSize][i%blockSize] }
 
@@ -125,7 +128,7 @@ func (t *table) take() *slot {
 
 // give takes a slot back; who still knows it by its generation finds it gone.
 func (t *table) give(s *slot) {
-	*s = slot{index: s.index, gen: s.gen + 1, after: t.free, fd: [2]int32{-1, -1}}
+	*s = slot{index: s.index, gen: (s.gen + 1) & maxGen, after: t.free, fd: [2]int32{-1, -1}}
 	t.free = s.index + 1
 	t.used--
 }

@@ -28,6 +28,7 @@ type listener struct {
 	paused    chan struct{} // closed on resume; nil while not paused
 	accepting int           // calls that may return a connection
 	tell      func(bool)    // of a server that accepts by itself, from the socket
+	telling   sync.Mutex    // one call of it at a time, and with what holds then
 	quiet     chan struct{} // closed when none may; nil unless a pause waits for that
 }
 
@@ -102,11 +103,8 @@ func (l *listener) pause() {
 		quiet = l.quiet
 	}
 	l.limited.SetDeadline(time.Unix(1, 0)) // a deadline is this process's, not the socket's
-	tell := l.tell
 	l.mu.Unlock()
-	if tell != nil {
-		tell(false)
-	}
+	l.tellNow()
 	if quiet != nil {
 		<-quiet // Accept returns at once
 	}
@@ -119,10 +117,18 @@ func (l *listener) resume() {
 		close(l.paused)
 		l.paused = nil
 	}
-	tell := l.tell
+	l.mu.Unlock()
+	l.tellNow()
+}
+
+func (l *listener) tellNow() {
+	l.telling.Lock()
+	defer l.telling.Unlock()
+	l.mu.Lock()
+	tell, may := l.tell, l.paused == nil
 	l.mu.Unlock()
 	if tell != nil {
-		tell(true)
+		tell(may)
 	}
 }
 
@@ -132,9 +138,8 @@ func (l *listener) resume() {
 func (l *listener) Accepting(tell func(may bool)) {
 	l.mu.Lock()
 	l.tell = tell
-	paused := l.paused != nil
 	l.mu.Unlock()
-	tell(!paused)
+	l.tellNow()
 	l.arm.Do(func() { close(l.armed) })
 }
 

@@ -141,6 +141,12 @@ func (g *Gate) Update(l Limits) {
 	g.limits()
 	l = l.withDefaults()
 	g.set.Store(&l)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.room != nil { // those who wait look again
+		close(g.room)
+		g.room = nil
+	}
 }
 
 // Enter takes a place for a connection that was just accepted, whoever is at the
@@ -180,9 +186,9 @@ func (g *Gate) EnterAnyway(p *Pass, client netip.Addr) {
 	defer g.mu.Unlock()
 	g.open++
 	p.gate = g
-	p.client = keyOf(client)
-	if p.client.IsValid() && g.perClient() {
-		g.clientLocked(p.client).open++
+	if key := keyOf(client); key.IsValid() && g.perClient() {
+		p.client = key
+		g.clientLocked(key).open++
 	}
 }
 
