@@ -175,3 +175,20 @@ func TestPickAddr(t *testing.T) {
 		}
 	})
 }
+
+// Connections that are there belong to a node that is drained, too.
+func TestPickAddrOfADrainedNode(t *testing.T) {
+	c, err := holdfast.New(holdfast.Static("tcp://10.0.0.1:1?weight=-1", "tcp://10.0.0.2:1"), holdfast.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.WaitUsable(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	lease, ok := c.PickAddr("10.0.0.1:1")
+	if !ok {
+		t.Fatal("it is not found")
+	}
+	lease.Done()
+}

@@ -178,28 +178,40 @@ func (p *Proxy) TicketKeys(keys [][32]byte) { p.server.TicketKeys(keys) }
 func (p *Proxy) Shutdown(ctx context.Context) error {
 	p.stopAccepting()
 	p.drain(ctx)
+	// The server would close what is left, and its clients would take that for the end:
+	// it gets a moment more, in which they are reset.
+	lenient, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	cut := 0
+	cutting := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(cutting)
+		cut = p.cutPairs()
+		time.AfterFunc(resetTime, func() { cancel(context.Cause(ctx)) })
+	})
 	var both sync.WaitGroup
-	var errs [2]error
-	both.Go(func() { errs[0] = p.server.Shutdown(ctx) })
+	var errs [3]error
+	both.Go(func() { errs[0] = p.server.Shutdown(lenient) })
 	both.Go(func() { errs[1] = p.loops.shutdown(ctx) })
 	both.Wait()
-	stop := context.AfterFunc(ctx, p.cutPairs) // those that were adopted
 	p.adopted.Wait()
-	stop()
+	if !stop() {
+		if <-cutting; cut > 0 {
+			errs[2] = cutError(cut, context.Cause(ctx))
+		}
+	}
 	p.end()
 	return errors.Join(errs[:]...)
 }
+
+// resetTime is how long goroutines may take to reset what they relay.
+const resetTime = 100 * time.Millisecond
 
 // Close ends the Proxy at once: connections are reset.
 func (p *Proxy) Close() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	p.stopAccepting()
-	p.cutPairs()
-	p.server.Close()
-	p.loops.shutdown(ctx)
-	p.adopted.Wait()
-	p.end()
+	p.Shutdown(ctx)
 	return nil
 }
 
@@ -243,11 +255,14 @@ func (p *Proxy) allPairs() []*pair {
 	return slices.Collect(maps.Keys(p.pairs))
 }
 
-func (p *Proxy) cutPairs() {
+// cutPairs resets all pairs, and those to come.
+func (p *Proxy) cutPairs() int {
 	p.cancel()
-	for _, pr := range p.allPairs() {
+	all := p.allPairs()
+	for _, pr := range all {
 		pr.cut()
 	}
+	return len(all)
 }
 
 // every is how often the Proxy looks after what no event tells it.

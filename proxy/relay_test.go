@@ -157,3 +157,37 @@ func TestNoLimits(t *testing.T) {
 		t.Errorf("order %d", o)
 	}
 }
+
+// A side that takes nothing is given up, however much it says itself.
+func TestAStallIsOfOneDirection(t *testing.T) {
+	s := tell(t)
+	s.r.waits(backend, true, 1)
+	for now := time.Second; now < 30*time.Second; now += time.Second {
+		s.r.moved(client, 1, now)
+	}
+	if o := s.r.expire(30*time.Second + 1); o != resetBoth || s.r.why != Stalled {
+		t.Errorf("order %d because %v", o, s.r.why)
+	}
+}
+
+func TestLeavingWaitsForQuiet(t *testing.T) {
+	s := tell(t)
+	s.r.leave(time.Second, 2*time.Second, BackendDown)
+	s.r.moved(client, 1, time.Second-quiet/2)
+	if o := s.r.expire(time.Second); o != carryOn {
+		t.Errorf("busy: order %d", o)
+	}
+	if o := s.r.expire(time.Second + quiet); o != closeBoth || s.r.why != BackendDown {
+		t.Errorf("quiet: order %d because %v", o, s.r.why)
+	}
+
+	s = tell(t)
+	s.r.leave(time.Second, 2*time.Second, Drained)
+	s.r.waits(backend, true, 1)
+	if o := s.r.expire(time.Second + 500*time.Millisecond); o != carryOn {
+		t.Errorf("something is under way: order %d", o)
+	}
+	if o := s.r.expire(2 * time.Second); o != resetBoth {
+		t.Errorf("time is over, and something is under way: order %d", o)
+	}
+}

@@ -76,3 +76,20 @@ func TestAGivenSlotIsNotFound(t *testing.T) {
 		t.Errorf("the old name of a slot finds its next user")
 	}
 }
+
+// A slot is used more often than an event can count.
+func TestGenerationsBeginAgain(t *testing.T) {
+	var table table
+	s := table.take()
+	s.gen = maxGen
+	s.stage = relaying
+	table.give(s)
+	if s := table.take(); s.gen != 0 {
+		t.Errorf("after the last generation comes %d", s.gen)
+	}
+	for _, gen := range []int32{0, 1, maxGen} {
+		if pad := gen<<1 | int32(backend); pad>>1 != gen || side(pad&1) != backend {
+			t.Errorf("an event cannot carry generation %d", gen)
+		}
+	}
+}

@@ -373,3 +373,19 @@ func TestServersShareAGate(t *testing.T) {
 		t.Errorf("%d refused", n)
 	}
 }
+
+// Who was let in while there was no limit for one client is not counted against it.
+func TestGateCountsOnlyWhomItCounted(t *testing.T) {
+	var gate serve.Gate
+	addr := netip.MustParseAddr("10.0.0.1")
+	var moved, a, b serve.Pass
+	gate.EnterAnyway(&moved, addr)
+	gate.Update(serve.Limits{MaxPerIP: 1})
+	if err := errors.Join(gate.Enter(&a), a.Admit(addr)); err != nil {
+		t.Fatal(err)
+	}
+	moved.Leave()
+	if err := errors.Join(gate.Enter(&b), b.Admit(addr)); !errors.Is(err, serve.ErrTooMany) {
+		t.Errorf("the second of one: %v", err)
+	}
+}
