@@ -259,9 +259,13 @@ func isTimeout(err error) bool {
 	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
+func (c *conn) opError(op string, err error) error {
+	return opError(op, c.LocalAddr(), c.RemoteAddr(), err)
+}
+
 // opError dresses an error of ours as package net would. What comes from inner, success
 // and [io.EOF] pass as they are.
-func (c *conn) opError(op string, err error) error {
+func opError(op string, local, remote net.Addr, err error) error {
 	switch e := err.(type) {
 	case syscall.Errno:
 		err = os.NewSyscallError(op, e)
@@ -270,6 +274,5 @@ func (c *conn) opError(op string, err error) error {
 			return err
 		}
 	}
-	local := c.LocalAddr()
-	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: c.RemoteAddr(), Err: err}
+	return &net.OpError{Op: op, Net: local.Network(), Source: local, Addr: remote, Err: err}
 }

@@ -1,6 +1,6 @@
 // Package fault makes a good network bad, for tests: it wraps connections and delays,
 // slows, slices, stops, cuts or resets what they carry, and heals them again while
-// they are in use.
+// they are in use. Datagrams it loses, repeats, reorders, corrupts and truncates as well.
 //
 //	faults := fault.New(fault.Plan{
 //		Up:   fault.Link{Latency: 40 * time.Millisecond},
@@ -15,8 +15,9 @@
 //	faults.Set(fault.Plan{})            // all is well
 //
 // A [Plan] says what happens and is a plain value. An [Injector] makes it happen, on any
-// [net.Conn], on what a [net.Listener] accepts and on what a dial function returns. It
-// wraps one side of a connection; the other may be in another process and does not know.
+// [net.Conn], on what a [net.Listener] accepts, on what a dial function returns, and on any
+// [net.PacketConn]. It wraps one side; the other may be in another process and does not
+// know.
 //
 // # Directions
 //
@@ -36,7 +37,28 @@
 //	peer that is stuck Up: Buffer: 4096, Then: BlackHole
 //	outage             Injector.Cut or Injector.Reset, for all connections at once
 //
-// # What is promised
+// # Datagrams
+//
+// A [net.PacketConn], and a [net.Conn] over UDP too, has the faults of [Packets]:
+//
+//		sock, err := net.ListenPacket("udp", ":0")
+//		faults := fault.New(fault.Plan{Seed: 7, Up: fault.Link{
+//			Latency: 20 * time.Millisecond,
+//			Packets: fault.Packets{Loss: 0.01, Duplicate: 0.01, Burst: fault.Burst{Gap: 500, Length: 5}},
+//		}})
+//		sock = faults.PacketConn(sock)
+//
+//	  - The same seed and plan give the same fate to the same sequence of datagrams, each
+//	    direction of each socket by itself.
+//	  - What a fault does not name it does not touch: a datagram that is not lost or dropped
+//	    arrives, once unless duplicated, whole unless truncated, and as it was but for one
+//	    bit if it is corrupted. Without Jitter and Reorder the order is kept under a plan.
+//	  - Memory is bounded by Link.Buffer; what finds no room is dropped, and counted.
+//	    [Stats] says what was done to how many.
+//	  - A clean link costs a mutex and two counters. Down, the first fault begins a
+//	    goroutine that lives as long as the socket; up, the first datagram that takes time.
+//
+// # What is promised to streams
 //
 //   - What arrives is a beginning of what was sent, whatever the plans: nothing is
 //     reordered, changed, repeated or left out. A black hole holds bytes as TCP does,
@@ -59,11 +81,15 @@
 //
 // # Limits
 //
-// This is a stream above a kernel that has its own buffers. What the kernel has taken
+// A stream here is above a kernel that has its own buffers. What the kernel has taken
 // is out of reach: a reset that follows n bytes may overtake those for which the peer's
 // window had no room, as the RST of a real host does. Choices are the same for the same
 // pieces, and how a socket's stream falls into pieces is the kernel's: byte counts are
 // exact there, jitter and slices alike in kind. Dials are not delayed; a wrapped
 // connection is no [syscall.Conn]. Put faults below TLS, not above: a *tls.Conn is
 // broken by a Write that is interrupted, as Set may do.
+//
+// A wrapped datagram socket is no *net.UDPConn: whoever asks for one (for ancillary data,
+// or many datagrams in a call) does not find it. A datagram above 64 KiB, which UDP does
+// not have and Unix does, loses its end on a way down with faults.
 package fault

@@ -103,3 +103,27 @@ func ExampleInjector_Set() {
 	// write: <nil>
 	// read times out: true
 }
+
+// A reply that arrives twice: who matches replies to requests must not take the second
+// for that of the next one.
+func ExampleInjector_PacketConn() {
+	sock, _ := net.ListenPacket("udp", "127.0.0.1:0")
+	peer, _ := net.ListenPacket("udp", "127.0.0.1:0")
+	defer peer.Close()
+
+	faults := fault.New(fault.Plan{Down: fault.Link{Packets: fault.Packets{Duplicate: 1}}})
+	defer faults.Close()
+	sock = faults.PacketConn(sock)
+
+	peer.WriteTo([]byte("reply"), sock.LocalAddr())
+	buf := make([]byte, 100)
+	for range 2 {
+		n, _, err := sock.ReadFrom(buf)
+		fmt.Printf("%s %v\n", buf[:n], err)
+	}
+	fmt.Println(faults.Stats().DownPackets.Duplicated, "duplicated")
+	// Output:
+	// reply <nil>
+	// reply <nil>
+	// 1 duplicated
+}

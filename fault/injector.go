@@ -17,30 +17,36 @@ import (
 type Injector struct {
 	counts counts
 
-	// mu comes before the mutex of a conn: all connections are to have the same plan.
+	// mu comes before the mutex of a conn or socket: all are to have the same plan.
 	mu     sync.Mutex
-	gone   sync.Cond // signalled when a connection has left conns
+	gone   sync.Cond // signalled when one has left conns or socks
 	plan   Plan
 	conns  map[*conn]bool
-	last   uint64 // number of the newest connection
+	socks  map[*socket]bool
+	last   uint64 // number of the newest connection or socket
 	closed bool
 }
 
 // Stats counts what has happened since the Injector was made.
 type Stats struct {
-	Conns      int   // connections wrapped
+	Conns      int   // connections and datagram sockets wrapped
 	Open       int   // of these, not closed yet, or closed with bytes under way
 	Up, Down   int64 // bytes handed on
 	Cuts       int   // directions ended by Cut, and connections by Injector.Cut
 	Resets     int   // connections ended by Reset, Injector.Reset and Injector.Close
 	BlackHoles int   // directions that fell into one
+
+	UpPackets, DownPackets PacketStats // datagrams
 }
 
-type counts struct{ up, down, cuts, resets, holes atomic.Int64 }
+type counts struct {
+	up, down, cuts, resets, holes atomic.Int64
+	upPackets, downPackets        packetCounts
+}
 
 // New returns an Injector with that plan.
 func New(plan Plan) *Injector {
-	in := &Injector{plan: plan.settled(), conns: map[*conn]bool{}}
+	in := &Injector{plan: plan.settled(), conns: map[*conn]bool{}, socks: map[*socket]bool{}}
 	in.gone.L = &in.mu
 	return in
 }
@@ -52,7 +58,18 @@ func New(plan Plan) *Injector {
 //
 // Close returns at once. What is under way then still arrives, as it does when a program
 // closes a socket, within a minute at most; Injector.Close ends that too.
+//
+// If c carries datagrams, as its local address says ("udp", "ip" or "unixgram"), it gets
+// the faults of [Injector.PacketConn], and the wrapper is a [net.PacketConn] if c is.
 func (in *Injector) Conn(c net.Conn) net.Conn {
+	if carriesPackets(c) {
+		p, _ := c.(net.PacketConn)
+		s := in.socket(c, p)
+		if p == nil {
+			return packetSender{s}
+		}
+		return fullSocket{packetSender{s}}
+	}
 	w := &conn{inner: c, owner: in}
 	w.changed.L = &w.mu
 	in.mu.Lock()
@@ -74,6 +91,47 @@ func (in *Injector) Conn(c net.Conn) net.Conn {
 		return halfConn{w}
 	}
 	return w
+}
+
+// PacketConn wraps p, which must not be used otherwise from then on, and closed through
+// the wrapper. That is a [net.Conn] too if p is, as a *net.UDPConn.
+//
+// Datagrams have the faults of [Packets], and of their Link these: Latency and Jitter, of
+// which the latter lets them overtake each other; Bandwidth, one datagram behind the
+// other; a BlackHole, which loses what it takes. Cut, Reset and Slice do not concern
+// them. A full Buffer drops; 0 means 1 MiB there, and each datagram weighs 512 bytes more
+// than it has. On the way down what waits to be read counts.
+//
+// What becomes of a datagram is settled when it is sent: a new plan holds for those that
+// follow. A Write of one that gets lost or takes time succeeds; if the socket refuses it
+// in the end, the next call fails. Close returns at once, and what is under way up still
+// leaves, within a minute at most; until then the address is in use.
+func (in *Injector) PacketConn(p net.PacketConn) net.PacketConn {
+	c, _ := p.(net.Conn)
+	s := in.socket(c, p)
+	if c == nil {
+		return packetConn{s}
+	}
+	return fullSocket{packetSender{s}}
+}
+
+// socket wraps what is one of them, or both.
+func (in *Injector) socket(c net.Conn, p net.PacketConn) *socket {
+	in.mu.Lock()
+	in.last++
+	s := newSocket(in, in.last, in.plan.Seed)
+	s.conn, s.packets, s.inner = c, p, c
+	if p != nil {
+		s.inner = p
+	}
+	in.socks[s] = true
+	s.set(in.plan)
+	closed := in.closed
+	in.mu.Unlock()
+	if closed {
+		s.end()
+	}
+	return s
 }
 
 // Listener wraps what ln accepts.
@@ -122,6 +180,9 @@ func (in *Injector) Set(plan Plan) {
 			reset = append(reset, c)
 		}
 	}
+	for s := range in.socks {
+		s.set(plan)
+	}
 	in.mu.Unlock()
 	for _, c := range reset {
 		c.shut(Reset)
@@ -130,7 +191,7 @@ func (in *Injector) Set(plan Plan) {
 
 // Cut closes all connections there are. The wrapped side sees [io.EOF], and so does its
 // peer, unless bytes that it has sent lie unread: then the kernel makes that a reset.
-// What is under way is lost. Connections to come are not concerned.
+// What is under way is lost. Connections to come are not concerned, nor are datagrams.
 func (in *Injector) Cut() { in.sever(Cut) }
 
 // Reset resets all connections there are, as the plan's [Reset] would.
@@ -147,17 +208,21 @@ func (in *Injector) sever(how End) {
 	}
 }
 
-// Close resets all connections, also those to come, and waits until nothing of them is
-// left.
+// Close resets all connections and closes all datagram sockets, also those to come, and
+// waits until nothing of them is left.
 func (in *Injector) Close() error {
 	in.mu.Lock()
 	in.closed = true
+	socks := slices.Collect(maps.Keys(in.socks))
 	in.mu.Unlock()
 	in.sever(Reset)
+	for _, s := range socks {
+		s.end()
+	}
 
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	for len(in.conns) > 0 {
+	for len(in.conns)+len(in.socks) > 0 {
 		in.gone.Wait()
 	}
 	return nil
@@ -168,10 +233,11 @@ func (in *Injector) Stats() Stats {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return Stats{
-		Conns: int(in.last), Open: len(in.conns),
+		Conns: int(in.last), Open: len(in.conns) + len(in.socks),
 		Up: in.counts.up.Load(), Down: in.counts.down.Load(),
 		Cuts: int(in.counts.cuts.Load()), Resets: int(in.counts.resets.Load()),
 		BlackHoles: int(in.counts.holes.Load()),
+		UpPackets:  in.counts.upPackets.stats(), DownPackets: in.counts.downPackets.stats(),
 	}
 }
 
@@ -184,5 +250,12 @@ func (in *Injector) forget(c *conn) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	delete(in.conns, c)
+	in.gone.Broadcast()
+}
+
+func (in *Injector) forgetSocket(s *socket) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.socks, s)
 	in.gone.Broadcast()
 }

@@ -47,6 +47,10 @@ const (
 const never = time.Duration(-1)
 
 func (l *line) set(link Link) {
+	if link.Buffer == 0 {
+		link.Buffer = defaultBuffer
+	}
+	link.Packets = Packets{}
 	l.link, l.passed, l.struck, l.slice = link, 0, false, 0
 }
 

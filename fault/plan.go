@@ -12,14 +12,15 @@ type Plan struct {
 	Up   Link // what the wrapped side writes
 	Down Link // what it reads
 
-	// Seed is where all chance comes from, together with the number of the connection,
-	// counted from 1. 0 is a seed like any other. A connection keeps the seed of the
+	// Seed is where all chance comes from, together with the number of the connection or
+	// socket, counted from 1. 0 is a seed like any other. A connection keeps the seed of the
 	// plan it was wrapped under.
 	Seed uint64
 }
 
 // A Link says how one direction of a connection fares. In every field zero or less
-// means that this does not happen, except as said; the fields work together.
+// means that this does not happen, except as said; the fields work together. They speak
+// of streams; what they mean for datagrams is under [Injector.PacketConn].
 type Link struct {
 	// Latency is how long bytes travel. Jitter adds something below itself, drawn evenly
 	// for what was written at once. Bytes never overtake each other.
@@ -41,6 +42,9 @@ type Link struct {
 	// once, also to a connection on which nothing moves. Not a byte more gets through.
 	After int64
 	Then  End
+
+	// Packets is what happens to datagrams besides.
+	Packets Packets
 }
 
 // An End is what becomes of a direction when its time has come. The zero End is none.
@@ -101,12 +105,10 @@ func (l Link) settled() Link {
 	}
 	l.Latency, l.Jitter = max(l.Latency, 0), max(l.Jitter, 0)
 	l.Bandwidth, l.Slice = max(l.Bandwidth, 0), max(l.Slice, 0)
-	switch {
-	case l.Buffer == 0:
-		l.Buffer = defaultBuffer
-	case l.Buffer < 0:
+	if l.Buffer < 0 {
 		l.Buffer = math.MaxInt
 	}
+	l.Packets = l.Packets.settled()
 	if l.After < 0 || l.Then == 0 {
 		l.After = 0
 	}
