@@ -33,6 +33,8 @@ type Cluster struct {
 	wake        chan struct{}  // tells run that something is due earlier
 	view        atomic.Pointer[view]
 	stats       counters
+	ports       ports     // of Datagrams.Listen; a Node has its own
+	exchanges   sync.Pool // of *exchange; not global, for what a test's bubble made must stay there
 
 	// mu guards the rest, and the parts of Node and Conn that say so. It is never
 	// held across I/O, a wait, or a function of the user; what happens under it

@@ -41,8 +41,9 @@ type Config struct {
 	Names    Names
 
 	// Using.
-	Retry Retry
-	Pool  Pool
+	Retry     Retry
+	Pool      Pool
+	Datagrams Datagrams // of Exchange and Send, over udp:// endpoints
 
 	// Health. Probe is run on a connection of its own after Handshake: by active
 	// checks, by readmission of an ejected node, and on idle connections when
@@ -222,6 +223,7 @@ func (cfg Config) resolved() (Config, error) {
 	cfg.Backoff.resolve()
 	cfg.Retry.resolve()
 	cfg.Pool.resolve()
+	cfg.Datagrams.resolve()
 	cfg.Check.resolve(cfg.Probe != nil)
 	cfg.Outlier.resolve()
 	cfg.Names.Refresh = or(cfg.Names.Refresh, 30*time.Second)
@@ -329,6 +331,7 @@ func (cfg *Config) check() error {
 		}
 	}
 	p := cfg.Pool
+	bad(cfg.Datagrams.SetID != nil && cfg.Datagrams.ID == nil, "Datagrams.SetID needs Datagrams.ID")
 	bad(p.Max == 0, "Pool.Max must allow a connection")
 	bad(p.Total == 0, "Pool.Total must allow a connection")
 	bad(p.MinIdle > p.Max, "Pool.MinIdle is more than Pool.Max")

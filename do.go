@@ -207,7 +207,11 @@ func (op *operation) again(err error) bool {
 		e.Err = errors.Join(ErrRetryBudget, e.Err)
 		return false
 	}
-	return op.pause(e, unsent && op.attempt == 1 && e.Phase > PhaseHandshake)
+	wait := time.Duration(0)
+	if !unsent || op.attempt > 1 || e.Phase <= PhaseHandshake {
+		wait = op.c.cfg.Retry.Backoff.delay(op.attempt - 1)
+	}
+	return op.pause(e, wait)
 }
 
 // note adds a failed attempt to the story of the operation: the error to return
@@ -241,12 +245,8 @@ func (op *operation) worthwhile(e *Error) bool {
 
 // pause waits before the next attempt: the backoff, and when there is no usable
 // node until one may be dialed again.
-func (op *operation) pause(e *Error, immediate bool) bool {
+func (op *operation) pause(e *Error, wait time.Duration) bool {
 	c := op.c
-	wait := time.Duration(0)
-	if !immediate {
-		wait = c.cfg.Retry.Backoff.delay(op.attempt - 1)
-	}
 	c.stats.retries.Add(1)
 	event := Event{Kind: EventRetry, Attempt: op.attempt + 1, Duration: wait, Err: e}
 	if len(op.tried) > 0 {

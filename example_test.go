@@ -3,6 +3,7 @@ package holdfast_test
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -78,6 +79,54 @@ func ExampleCluster_Do() {
 	default:
 		fmt.Println("it may have been done:", err)
 	}
+	// Output: PONG
+}
+
+// A request in a datagram. The first two bytes are its number, as in DNS. One server is
+// down: the request goes to the other.
+func ExampleCluster_Exchange() {
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		buf := make([]byte, 1500)
+		for {
+			n, from, err := server.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			server.WriteTo(append(buf[:2:2], answer(string(buf[2:n]))...), from)
+		}
+	}()
+
+	c, err := holdfast.New(
+		holdfast.Static("udp://127.0.0.1:1", "udp://"+server.LocalAddr().String()),
+		holdfast.Config{
+			Picker: holdfast.Ordered(),
+			Datagrams: holdfast.Datagrams{
+				ID: func(m []byte) (uint64, bool) {
+					if len(m) < 2 {
+						return 0, false
+					}
+					return uint64(binary.BigEndian.Uint16(m)), true
+				},
+				SetID: func(m []byte, id uint64) { binary.BigEndian.PutUint16(m, uint16(id)) },
+			},
+		})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	reply, err := c.Exchange(ctx, holdfast.Idempotent, []byte("\x00\x00PING"), nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s\n", reply[2:])
 	// Output: PONG
 }
 

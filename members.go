@@ -124,6 +124,9 @@ func (n *Node) away(reason error) *Error {
 
 // closeIdleLocked closes the node's connections at rest.
 func (n *Node) closeIdleLocked(cause error) {
+	if n.ports.count.Load() > 0 {
+		n.c.spawnLocked(n.ports.retire)
+	}
 	idle := n.pool.idle
 	n.pool.idle = nil
 	if len(idle) == 0 {

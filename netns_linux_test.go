@@ -225,3 +225,48 @@ func TestSelfConnectIsRefused(t *testing.T) {
 		t.Errorf("%d connections to oneself are left", n)
 	}
 }
+
+// No network, no host, a firewall's word, nobody at the port: each by its own name.
+func TestExchangeUnreachable(t *testing.T) {
+	if !inNamespace(t, "nft") {
+		return
+	}
+	run(t, "ip", "addr", "add", "10.1.0.3/32", "dev", "lo")
+	run(t, "ip", "addr", "add", "10.1.0.4/32", "dev", "lo")
+	run(t, "ip", "route", "add", "unreachable", "10.2.0.0/24")
+	// What a router on the way says comes by ICMP, to sockets that asked for it.
+	run(t, "nft", "add table inet f; add chain inet f in { type filter hook input priority 0; }; "+
+		"add rule inet f in udp dport 53 ip daddr 10.1.0.3 reject with icmp type host-unreachable; "+
+		"add rule inet f in udp dport 53 ip daddr 10.1.0.4 reject with icmp type net-unreachable")
+	good := packetsOn(t, "127.0.0.1:0", nil)
+	for _, test := range []struct {
+		addr  string
+		class holdfast.Class
+		errno syscall.Errno
+	}{
+		{"10.9.0.1:53", holdfast.ClassUnreachable, syscall.ENETUNREACH}, // no route
+		{"10.2.0.1:53", holdfast.ClassUnreachable, syscall.EHOSTUNREACH},
+		{"10.1.0.3:53", holdfast.ClassUnreachable, syscall.EHOSTUNREACH},
+		{"10.1.0.4:53", holdfast.ClassUnreachable, syscall.ENETUNREACH},
+		{"127.0.0.1:9", holdfast.ClassRefused, syscall.ECONNREFUSED},
+	} {
+		t.Run(test.addr, func(t *testing.T) {
+			d := numbered()
+			d.First = 20 * time.Second // not by silence
+			c := clusterAt(t, holdfast.Config{Datagrams: d, Retry: holdfast.Retry{Attempts: -1}}, "udp://"+test.addr)
+			err := asks(t, c, holdfast.Unsafe, "x")
+			if e := asError(t, err); e.Class != test.class || !errors.Is(err, test.errno) {
+				t.Errorf("class %v: %v", e.Class, err)
+			}
+			c = clusterAt(t, holdfast.Config{Datagrams: d, Picker: holdfast.Ordered()}, "udp://"+test.addr, url(good.LocalAddr()))
+			for range 10 {
+				if err := asks(t, c, holdfast.Idempotent, "x"); err != nil {
+					t.Error(err)
+				}
+			}
+			if n := good.count(); n == 0 {
+				t.Error("the other node was not asked")
+			}
+		})
+	}
+}

@@ -47,6 +47,12 @@ type Node struct {
 	dialTimes hist.Histogram
 	totals    nodeTotals
 
+	// Of exchanges of datagrams.
+	ports     ports
+	roundTrip roundTrip
+	heard     atomic.Int64 // clock() of the last reply
+	suspect   atomic.Bool  // it refused, and nothing came from it since
+
 	// What follows is guarded by c.mu.
 	pool     nodePool
 	conns    map[*Conn]struct{} // every open connection, pooled or not

@@ -13,12 +13,15 @@ type Histogram = hist.Snapshot
 
 // Stats is a snapshot of a Cluster's counters since its start.
 type Stats struct {
-	Operations   uint64 `json:"operations"` // calls of Do
+	Operations   uint64 `json:"operations"` // calls of Do and Exchange
 	Successes    uint64 `json:"successes"`
-	Failures     uint64 `json:"failures"`      // errors that callers of Do saw
+	Failures     uint64 `json:"failures"`      // errors that their callers saw
 	Hidden       uint64 `json:"hidden"`        // failures that no caller saw: it went well elsewhere
-	Retries      uint64 `json:"retries"`       // further attempts of Do
+	Retries      uint64 `json:"retries"`       // further attempts of these
 	BudgetDenied uint64 `json:"budget_denied"` // retries the budget refused
+
+	Forged uint64 `json:"forged"` // datagrams that answer nothing: wrong source, number or content
+	Late   uint64 `json:"late"`   // replies to what had its reply or was given up
 
 	Errors map[Class]uint64 `json:"errors"` // failures held against nodes, by class
 
@@ -58,6 +61,7 @@ type NodeStats struct {
 
 type counters struct {
 	operations, successes, failures, hidden, retries, budgetDenied atomic.Uint64
+	forged, late                                                   atomic.Uint64
 
 	errors        [numClasses]atomic.Uint64
 	latency, wait hist.Histogram
@@ -69,6 +73,7 @@ func (c *Cluster) Stats() Stats {
 	s := Stats{
 		Operations: k.operations.Load(), Successes: k.successes.Load(), Failures: k.failures.Load(),
 		Hidden: k.hidden.Load(), Retries: k.retries.Load(), BudgetDenied: k.budgetDenied.Load(),
+		Forged: k.forged.Load(), Late: k.late.Load(),
 		Latency: k.latency.Snapshot(), Wait: k.wait.Snapshot(), Errors: map[Class]uint64{},
 	}
 	for class := range k.errors {
