@@ -30,7 +30,7 @@ func main() {
 	flag.Parse()
 
 	var reports []report
-	for _, r := range slices.Concat(clientRows(), serverRows(), redisRows(), pipelineRows()) {
+	for _, r := range slices.Concat(clientRows(), serverRows(), datagramRows(), redisRows(), pipelineRows()) {
 		if !strings.Contains(r.name, *only) {
 			continue
 		}

@@ -209,6 +209,9 @@ func beChild(kind string) error {
 	case "proxy-suite":
 		return beProxySuite()
 	}
+	if strings.HasPrefix(kind, "packet") {
+		return bePackets(kind)
+	}
 	ln, err := listenAs(kind)
 	if err != nil {
 		return err

@@ -46,6 +46,7 @@ func figures(only string) (all []figure, err error) {
 		measure func() ([]figure, error)
 	}{
 		{"serve: idle memory", idleMemory},
+		{"serve: UDP CPU and loss", datagramFigures},
 		{"restart: handing over", handingOver},
 		{"restart: lost", lostPerRestart},
 		{"stream: buffers", buffers},

@@ -1,4 +1,4 @@
-// Package serve is a server for any protocol over TCP, TLS and Unix sockets, in the
+// Package serve is a server for any protocol over TCP, TLS, UDP and Unix sockets, in the
 // spirit of net/http's: it accepts, admits, shakes hands, serves and drains, and
 // leaves the protocol to a handler.
 //
@@ -43,4 +43,8 @@
 // Shutdown stops accepting and tells every connection, by [Conn.Draining] and by
 // Drain.Goodbye. Frames connections end between two messages: what was received is
 // answered. When the context of Shutdown ends, what is left is cut.
+//
+// # Datagrams
+//
+// [Packets] serves UDP, and whatever else is a net.PacketConn, in batches.
 package serve

@@ -1,6 +1,11 @@
 package serve
 
-import "time"
+import (
+	"net/netip"
+	"time"
+
+	"github.com/holdfast-net/holdfast/internal/mmsg"
+)
 
 // RestAfter makes idle connections rest sooner, until what it returns is called.
 func RestAfter(d time.Duration) (restore func()) {
@@ -33,4 +38,30 @@ func Record(client string, state, unread []byte) []byte {
 func ReadRecord(b []byte) (client string, state, unread []byte, err error) {
 	r, err := decode(b)
 	return r.client, r.state, r.unread, err
+}
+
+// ShrinkTables makes the tables of sources hold less.
+func (s *Packets) ShrinkTables(most int) {
+	s.begin()
+	s.validated.most, s.sources.clients.most, s.replies.most = most, most, most*answerWeight
+}
+
+// Meet is a datagram from a source, handled by nobody in particular.
+func (s *Packets) Meet(from netip.AddrPort, data []byte) {
+	now := time.Now()
+	w := &worker{lane: &lane{s: s, most: maxDatagram}, now: now, text: make([]byte, 0, roomForReplies), out: make([]mmsg.Message, 0, maxReplies)}
+	w.one(&mmsg.Message{Peer: from}, data)
+	w.out, w.text = nil, nil
+}
+
+// Tables are how many sources are validated, how many clients are known, and how many
+// answers.
+func (s *Packets) Tables() (validated, clients, answers int) {
+	return s.validated.len(), s.sources.clients.len(), s.replies.len()
+}
+
+func (r *recent[K, V]) len() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.young) + len(r.old)
 }

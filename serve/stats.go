@@ -91,6 +91,7 @@ const (
 	HandshakeFailed EventKind = "handshake failed" // of TLS
 	AcceptFailed    EventKind = "accept failed"    // at most once a second
 	Panicked        EventKind = "panicked"         // a handler
+	ReadFailed      EventKind = "read failed"      // of a packet socket; at most once a second
 )
 
 func (s *Server) event(e Event) {

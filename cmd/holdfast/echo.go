@@ -25,6 +25,7 @@ type echoOptions struct {
 	certFile, keyFile string
 	clientCA          string
 	allow, trusted    []string
+	udp               bool
 }
 
 func (p *program) echoCommand() *cobra.Command {
@@ -35,8 +36,13 @@ func (p *program) echoCommand() *cobra.Command {
 		Long: `A server for tries and tests, and an example of how to build one. A line that begins
 with PING is answered by PONG, STATUS by "CONNECTIONS: n", all others by UNKNOWN COMMAND.
 With --mode echo lines come back as they are, with --mode frame messages that have their
-length in front in 4 bytes, big endian.`,
+length in front in 4 bytes, big endian.
+
+On udp:// addresses each datagram is a message: PING and STATUS are answered as above, and
+others are not, so that two servers cannot keep answering each other; in the other modes
+every datagram comes back as it is.`,
 		Example: `  holdfast echo -l tcp://:7000,unix:/tmp/echo.sock
+  holdfast echo -l tcp://:7000 --udp
   holdfast restart --wait echo`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.echo(cmd.Context(), o) },
@@ -44,6 +50,7 @@ length in front in 4 bytes, big endian.`,
 	flags := cmd.Flags()
 	o.service.add(flags, "echo")
 	flags.StringSliceVarP(&o.listen, "listen", "l", []string{"tcp://127.0.0.1:7000"}, "addresses to serve, NAME=ADDR or ADDR")
+	flags.BoolVar(&o.udp, "udp", false, "serve datagrams too, at each tcp:// address")
 	flags.StringVar(&o.mode, "mode", "line", "line, echo or frame")
 	flags.IntVar(&o.maxConns, "max-conns", 100, "how many connections at once; more are closed")
 	flags.DurationVar(&o.idle, "idle", 30*time.Second, "how long a connection may be silent")
@@ -64,7 +71,41 @@ func (p *program) echo(ctx context.Context, o echoOptions) error {
 	if err != nil {
 		return usage(err, "")
 	}
-	return p.serve(ctx, cfg, o.check, restart.Bind(srv, o.listen...))
+	streams, datagrams := o.addresses()
+	return p.serve(ctx, cfg, o.check, restart.Bind(srv, streams...), restart.BindPacket(o.packets(srv, cfg.Log), datagrams...))
+}
+
+// addresses are those of streams and those of datagrams.
+func (o echoOptions) addresses() (streams, datagrams []string) {
+	for _, l := range o.listen {
+		if strings.Contains(l, "udp://") {
+			datagrams = append(datagrams, l)
+			continue
+		}
+		streams = append(streams, l)
+		if at := strings.Index(l, "tcp://"); o.udp && at >= 0 {
+			name := l[:at] // NAME=, which is to be nobody else's
+			if name != "" {
+				name = strings.TrimSuffix(name, "=") + "-udp="
+			}
+			datagrams = append(datagrams, name+"udp://"+l[at+len("tcp://"):])
+		}
+	}
+	return streams, datagrams
+}
+
+// packets is the server of datagrams, beside that of streams.
+func (o echoOptions) packets(srv *serve.Server, log *slog.Logger) *serve.Packets {
+	handler := func(_ context.Context, p *serve.Packet) error { return p.Reply(p.Data) }
+	if o.mode == "line" {
+		handler = func(ctx context.Context, p *serve.Packet) error {
+			if bytes.HasPrefix(p.Data, []byte("STATUS")) {
+				return p.Reply(answer(srv, p.Data))
+			}
+			return serve.Pong(ctx, p)
+		}
+	}
+	return &serve.Packets{Handler: handler, Limits: serve.PacketLimits{Allow: srv.Limits.Allow}, Log: log}
 }
 
 // check finds before anything is bound what would end the first worker.

@@ -6,11 +6,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
 // The protocol of the line server, byte for byte.
@@ -49,6 +52,105 @@ func TestEchoModes(t *testing.T) {
 			s := startEcho(t, "--mode", mode)
 			dialTo(t, "unix", s.sock()).exchange(exchange[0], exchange[1])
 		})
+	}
+}
+
+// Datagrams are answered at the same addresses, or at their own.
+func TestEchoDatagrams(t *testing.T) {
+	t.Parallel()
+	both, own := freeAddr(t, "127.0.0.1"), freeAddr(t, "127.0.0.1")
+	startEcho(t, "-l", "tcp://"+both+",udp://"+own, "--udp")
+	dialTo(t, "tcp", both).exchange("PING\n", "PONG\n")
+	for _, addr := range []string{both, own} {
+		c := dialTo(t, "udp", addr)
+		c.say("who?") // not answered
+		c.exchange("PING and more", "PONG")
+		c.exchange("STATUS", "CONNECTIONS: ")
+	}
+	startEcho(t, "-l", "web=udp://"+freeAddr(t, "127.0.0.1"), "--mode", "frame")
+	again := freeAddr(t, "127.0.0.1")
+	startEcho(t, "-l", "web=tcp://"+again, "--mode", "echo", "--udp")
+	dialTo(t, "udp", again).exchange("any thing", "any thing")
+}
+
+// In a restart, old and new read the same socket, so
+// that nothing is lost beyond what is lost without one.
+func TestDatagramsSurviveRestarts(t *testing.T) {
+	t.Parallel()
+	addr := freeAddr(t, "127.0.0.1")
+	s := startEcho(t, "-l", "udp://"+addr, "--mode", "echo")
+	steady := drivePackets(t, addr, func() { time.Sleep(500 * time.Millisecond) })
+	restarted := drivePackets(t, addr, func() {
+		for range 10 {
+			s.must("restart", "--wait", "echo")
+		}
+	})
+	t.Logf("steady: %+v; through 10 restarts: %+v", steady, restarted)
+	if restarted.lost > steady.lost || restarted.answered == 0 {
+		t.Errorf("through 10 restarts: %+v; without: %+v", restarted, steady)
+	}
+	if state := s.status("echo"); state.Restarts != 10 {
+		t.Errorf("the status is %+v", state)
+	}
+}
+
+type packetLoad struct{ answered, lost int }
+
+// drivePackets keeps 4 clients busy with 8 datagrams under way each while do runs. One
+// that is not answered within 2 s is lost.
+func drivePackets(t *testing.T, addr string, do func()) (sum packetLoad) {
+	t.Helper()
+	var (
+		mu   sync.Mutex
+		wg   sync.WaitGroup
+		over = make(chan struct{})
+	)
+	for range 4 {
+		conn, err := net.Dial("udp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			defer conn.Close()
+			l := echoPackets(conn, over)
+			mu.Lock()
+			sum.answered += l.answered
+			sum.lost += l.lost
+			mu.Unlock()
+		})
+	}
+	do()
+	close(over)
+	wg.Wait()
+	return sum
+}
+
+func echoPackets(conn net.Conn, over <-chan struct{}) (l packetLoad) {
+	b := make([]byte, 100)
+	for n := 0; ; {
+		select {
+		case <-over:
+			return l
+		default:
+		}
+		waiting := map[string]bool{}
+		for range 8 {
+			n++
+			text := fmt.Sprint(n)
+			waiting[text] = true
+			conn.Write([]byte(text))
+		}
+		for conn.SetReadDeadline(time.Now().Add(2 * time.Second)); len(waiting) > 0; {
+			k, err := conn.Read(b)
+			if err != nil {
+				break
+			}
+			if text := string(b[:k]); waiting[text] {
+				delete(waiting, text)
+				l.answered++
+			}
+		}
+		l.lost += len(waiting)
 	}
 }
 

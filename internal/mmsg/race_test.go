@@ -1,0 +1,5 @@
+//go:build race
+
+package mmsg_test
+
+const raceDetector = true
