@@ -13,6 +13,7 @@ import (
 
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/internal/proxyproto"
+	"github.com/holdfast-net/holdfast/internal/sockopt"
 	"github.com/holdfast-net/holdfast/serve"
 	"golang.org/x/sys/unix"
 )
@@ -54,11 +55,7 @@ func (l *loop) admit(s *slot) {
 	err := s.pass.Admit(s.from.Addr.Addr())
 	if err == nil && s.front != nil && s.front.unix {
 		err = s.pass.AdmitUser(func() (int, bool) {
-			cred, err := unix.GetsockoptUcred(int(s.fd[client]), unix.SOL_SOCKET, unix.SO_PEERCRED)
-			if err != nil {
-				return 0, false
-			}
-			return int(cred.Uid), true
+			return sockopt.PeerUID(rawSocket(s.fd[client])), true // -1 is nobody
 		})
 	}
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/holdfast-net/holdfast/internal/listen"
+	"github.com/holdfast-net/holdfast/internal/sockopt"
 )
 
 // controlSocket is where the supervisor is asked. Only its user may: the file is
@@ -119,7 +120,9 @@ func answerOrder(ctx context.Context, conn net.Conn, handle func(context.Context
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	o.uid = peerUID(conn)
+	if sc, ok := conn.(syscall.Conn); ok {
+		o.uid = sockopt.PeerUID(sc)
+	}
 	answer := handle(ctx, o)
 	if answer == nil {
 		return

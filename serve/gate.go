@@ -239,7 +239,13 @@ func (p *Pass) AdmitUser(ask func() (uid int, ok bool)) error {
 
 // admit checks a connection of a Server.
 func (p *Pass) admit(c *Conn) error {
-	if err := p.AdmitUser(func() (int, bool) { return peerUID(c.raw) }); err != nil {
+	if err := p.AdmitUser(func() (int, bool) {
+		u, isUnix := c.raw.(*net.UnixConn)
+		if !isUnix {
+			return 0, false
+		}
+		return sockopt.PeerUID(u), true // -1 is nobody: what cannot be told is not allowed
+	}); err != nil {
 		return err
 	}
 	return p.Admit(addrOf(c.RemoteAddr()))

@@ -204,7 +204,7 @@ func (g *group) change(r backendRequest) (changed bool, err error) {
 	case r.Do == "add" && i < 0:
 		err = g.insert(r.Backend)
 	case r.Do == "add":
-		g.entries[i] = entry{Addr: r.Backend}
+		g.entries[i].Addr = r.Backend // with other parameters, perhaps
 	case r.Do == "drain":
 		g.entries[i].Drained = true
 	case r.Do == "ready":
@@ -229,10 +229,13 @@ func (l *lineup) about(r backendRequest) (found []*group, err error) {
 		if r.Route != "" && g.route != r.Route {
 			continue
 		}
-		g.mu.Lock()
-		has := g.index(nameOf(r.Backend)) >= 0
-		g.mu.Unlock()
-		if has || r.Do == "add" && (r.Route != "" || g.route == "" || len(l.groups) == 1) {
+		meant := r.Route != "" || g.route == "" || len(l.groups) == 1
+		if r.Do != "add" {
+			g.mu.Lock()
+			meant = g.index(nameOf(r.Backend)) >= 0
+			g.mu.Unlock()
+		}
+		if meant {
 			found = append(found, g)
 		}
 	}

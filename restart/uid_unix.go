@@ -1,7 +1,0 @@
-//go:build unix && !linux
-
-package restart
-
-import "net"
-
-func peerUID(net.Conn) int { return -1 }
