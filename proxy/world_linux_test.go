@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -120,34 +119,6 @@ func ask(c net.Conn, word string) error {
 		return fmt.Errorf("%q came back, not %q", got, word)
 	}
 	return nil
-}
-
-// serveOn runs serve for each connection of a listener, and waits for them.
-func serveOn(t testing.TB, ln net.Listener, serve func(net.Conn)) {
-	done := make(chan struct{})
-	var left atomic.Int64
-	go func() {
-		defer close(done)
-		for {
-			c, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			left.Add(1)
-			go func() {
-				defer left.Add(-1)
-				defer c.Close()
-				serve(c)
-			}()
-		}
-	}()
-	t.Cleanup(func() {
-		ln.Close()
-		<-done
-		for end := time.Now().Add(patience); left.Load() > 0 && time.Now().Before(end); {
-			time.Sleep(time.Millisecond)
-		}
-	})
 }
 
 // startOn runs a Proxy on a listener.
