@@ -70,8 +70,7 @@ func (l Lease) Plain() (options Socket, ok bool) {
 
 // Dialed tells of a connect to the node that was made without Dial and took d. Like one
 // of Dial's, a failure starts the node's backoff and counts against it, unless it is
-// this host's. It returns at once: Pick heeds it, and Config.Observe is told, a moment
-// later, by another goroutine.
+// this host's. Pick heeds it at once; Config.Observe is told by another goroutine.
 func (l Lease) Dialed(d time.Duration, err error) {
 	n, c := l.n, l.n.c
 	n.totals.dials.Add(1)
@@ -94,8 +93,9 @@ func (l Lease) Dialed(d time.Duration, err error) {
 		e := n.dialError(PhaseDial, err)
 		event.Err = e
 		c.connectBlamed(n, !e.Class.local(), e, event)
+		c.publish() // who picks next must not get it
 	}
-	c.wakeup() // to build a view may take long: not here
+	c.wakeup()
 }
 
 // Transferred counts bytes of a connection that was made without Dial.
