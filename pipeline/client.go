@@ -421,7 +421,8 @@ func (p *Client[R]) down(late error) error {
 func (p *Client[R]) WaitReady(ctx context.Context) error {
 	for {
 		p.mu.Lock()
-		up, closing, last := len(p.links) > 0, p.closing, p.lastErr
+		up := slices.ContainsFunc(p.links, func(l *link[R]) bool { return !l.over.Load() })
+		closing, last := p.closing, p.lastErr
 		p.usherLocked()
 		p.mu.Unlock()
 		switch {
