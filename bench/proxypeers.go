@@ -3,11 +3,9 @@ package main
 import (
 	"bufio"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -22,7 +20,6 @@ import (
 
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/proxy"
-	"github.com/holdfast-net/holdfast/restart"
 	"github.com/holdfast-net/holdfast/serve"
 	"golang.org/x/sys/unix"
 )
@@ -298,19 +295,7 @@ func beRestartableProxy() error {
 	if err != nil {
 		return err
 	}
-	return restart.Run(context.Background(), restart.Config{
-		Admin:    os.Getenv("ADMIN"),
-		Timeouts: restart.Timeouts{Confirm: 100 * time.Millisecond},
-		Log:      slog.New(slog.NewJSONHandler(os.Stdout, nil)),
-		Start: func(context.Context) error {
-			go func() {
-				io.Copy(io.Discard, os.Stdin)
-				p.Close() // which ends the worker, and so the service
-				os.Exit(0)
-			}()
-			return nil
-		},
-	}, restart.Bind(p, os.Getenv("ADDR")))
+	return runRestartable(p)
 }
 
 // descendants are a process and all that it has started, and these in turn.

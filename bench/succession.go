@@ -125,7 +125,16 @@ func useOnce(port int) (fd int, err error) {
 
 // beRestartable is a server under restart, whose log goes to stdout as JSON.
 func beRestartable() error {
-	srv := newServer()
+	return runRestartable(newServer())
+}
+
+// closable is a server that can be ended at once.
+type closable interface {
+	restart.Server
+	Close() error
+}
+
+func runRestartable(srv closable) error {
 	return restart.Run(context.Background(), restart.Config{
 		Admin:    os.Getenv("ADMIN"),
 		Timeouts: restart.Timeouts{Confirm: 100 * time.Millisecond},

@@ -18,8 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-type netipPort = netip.AddrPort
-
 // target is a node as the kernel knows it.
 type target struct {
 	family int
@@ -272,27 +270,8 @@ func (l *loop) tune(s *slot) {
 	if t == nil || t.family == unix.AF_UNIX {
 		return
 	}
-	fd, k := s.fd[backend], t.opts.KeepAlive
-	sysSet(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
-	or := func(d, def time.Duration) time.Duration {
-		if d == 0 {
-			return def
-		}
-		return d
-	}
-	if k.Idle >= 0 {
-		sysSet(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-		sysSet(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds(or(k.Idle, 15*time.Second)))
-		if d := or(k.Interval, 5*time.Second); d > 0 {
-			sysSet(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, seconds(d))
-		}
-		if n := k.Count; n >= 0 {
-			sysSet(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int32(n+3*btoi(n == 0)))
-		}
-	}
-	if d := or(t.opts.UserTimeout, 30*time.Second); d > 0 {
-		sysSet(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int32(d.Milliseconds()))
-	}
+	k := t.opts.KeepAlive
+	watchOver(s.fd[backend], k.Idle, k.Interval, k.Count, t.opts.UserTimeout)
 }
 
 func (l *loop) awaitConnect(s *slot) {
@@ -369,20 +348,25 @@ func (l *loop) dialFailed(s *slot, e unix.Errno) bool {
 	n := s.lease.Node()
 	s.lease.Dialed(l.now-s.dialed, &net.OpError{Op: "dial", Net: n.Endpoint().Network, Err: os.NewSyscallError("connect", e)})
 	l.counts.connectFailures.Add(1)
-	if s.fd[backend] >= 0 {
-		sysClose(s.fd[backend])
-		s.fd[backend], s.watched[backend], s.ready[backend] = -1, false, 0
-	}
 	s.search.failed(n)
-	lease := s.lease
-	s.lease = holdfast.Lease{}
-	l.p.release(s.set, s.search.cluster, lease)
+	l.hangUp(s)
 	s.limit = 0
 	if s.whole != 0 && l.now >= s.whole {
 		l.end(s, NoBackend, true)
 		return false
 	}
 	return true
+}
+
+// hangUp gives up a connect, and the place at its node.
+func (l *loop) hangUp(s *slot) {
+	if s.fd[backend] >= 0 {
+		sysClose(s.fd[backend])
+		s.fd[backend], s.watched[backend], s.ready[backend] = -1, false, 0
+	}
+	lease := s.lease
+	s.lease = holdfast.Lease{}
+	l.p.release(s.set, s.search.cluster, lease)
 }
 
 // connected begins the relay.

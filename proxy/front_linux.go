@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"net"
 	"net/netip"
 	"os"
@@ -23,11 +24,11 @@ type front struct {
 
 	may   atomic.Bool  // accept: the process is not being succeeded
 	pause atomic.Int64 // after the last failed accept; 0 when it went well
+	looks atomic.Bool  // somebody is parked, and it is looked from time to time whether there is room
 
 	mu     sync.Mutex
 	holder *loop    // the one that accepts; nil while none does
 	parked []parked // accepted, and there is no room for them yet
-	looks  bool     // somebody looks whether there is, from time to time
 	logged time.Time
 	silent int
 	spare  *os.File // open for nothing: room for one accept when there are no files
@@ -67,38 +68,32 @@ func (f *front) tune(o serve.Socket) {
 	if f.unix {
 		return
 	}
-	or := func(d, def time.Duration) time.Duration {
-		if d == 0 {
-			return def
-		}
-		return d
-	}
-	flag := func(on bool) int32 {
-		if on {
-			return 1
-		}
-		return 0
-	}
-	sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, flag(!o.Nagle))
-	sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
-	sysSet(f.fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, flag(o.KeepAlive >= 0))
-	if o.KeepAlive >= 0 {
-		sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds(or(o.KeepAlive, 15*time.Second)))
-		if d := or(o.KeepAliveInterval, 5*time.Second); d > 0 {
-			sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, seconds(d))
-		}
-		if n := o.KeepAliveCount; n >= 0 {
-			sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int32(max(n, 0)+3*btoi(n == 0)))
-		}
-	}
-	if d := or(o.UserTimeout, 30*time.Second); d > 0 {
-		sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int32(d.Milliseconds()))
-	}
+	sysSet(f.fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, btoi(!o.Nagle))
+	watchOver(f.fd, o.KeepAlive, o.KeepAliveInterval, o.KeepAliveCount, o.UserTimeout)
 	if o.RecvBuf > 0 {
 		sysSet(f.fd, unix.SOL_SOCKET, unix.SO_RCVBUF, int32(o.RecvBuf))
 	}
 	if o.SendBuf > 0 {
 		sysSet(f.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, int32(o.SendBuf))
+	}
+}
+
+// watchOver sets what finds a peer that is gone, or takes nothing: 0 is the default,
+// negative leaves it to the system, and without idle there is no keepalive.
+func watchOver(fd int32, idle, interval time.Duration, count int, user time.Duration) {
+	sysSet(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
+	sysSet(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, btoi(idle >= 0))
+	if idle >= 0 {
+		sysSet(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds(cmp.Or(idle, 15*time.Second)))
+		if d := cmp.Or(interval, 5*time.Second); d > 0 {
+			sysSet(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, seconds(d))
+		}
+		if n := cmp.Or(count, 3); n > 0 {
+			sysSet(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, int32(n))
+		}
+	}
+	if d := cmp.Or(user, 30*time.Second); d > 0 {
+		sysSet(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int32(d.Milliseconds()))
 	}
 }
 
@@ -115,7 +110,7 @@ func (ls *loops) tune(o serve.Socket) {
 	}
 }
 
-func btoi(b bool) int {
+func btoi(b bool) int32 {
 	if b {
 		return 1
 	}
@@ -249,6 +244,7 @@ func (l *loop) accept(f *front) {
 			if f.pause.Load() != 0 {
 				f.pause.Store(0)
 			}
+			l.counts.accepted.Add(1)
 			if !l.place(f, fd, from.addrPort()) {
 				return
 			}
@@ -306,7 +302,6 @@ func (l *loop) afterwards(d time.Duration, f func()) {
 
 // place begins a connection. It is false if there is no room and the policy is to wait.
 func (l *loop) place(f *front, fd int32, from netip.AddrPort) bool {
-	l.counts.accepted.Add(1)
 	var pass serve.Pass
 	if err := l.p.gate.Enter(&pass); err != nil {
 		if l.p.set.Load().Limits.Over == serve.Wait {
@@ -346,11 +341,10 @@ func (l *loop) refuse(fd int32) {
 func (f *front) park(l *loop, c parked) {
 	f.mu.Lock()
 	f.parked = append(f.parked, c)
-	looks := f.looks
-	f.looks = true
+	looked := f.looks.Swap(true)
 	f.mu.Unlock()
 	f.grant(nil)
-	if !looks {
+	if !looked {
 		l.afterwards(every, func() { f.unpark(l) })
 	}
 }
@@ -359,8 +353,8 @@ func (f *front) park(l *loop, c parked) {
 func (f *front) unpark(l *loop) {
 	f.retry(l)
 	f.mu.Lock()
-	f.looks = len(f.parked) > 0
-	looks := f.looks
+	looks := len(f.parked) > 0
+	f.looks.Store(looks)
 	f.mu.Unlock()
 	if looks {
 		l.afterwards(every, func() { f.unpark(l) })
@@ -379,6 +373,5 @@ func (f *front) retry(l *loop) {
 	c := f.parked[0]
 	f.parked = f.parked[1:]
 	f.mu.Unlock()
-	l.counts.accepted.Add(^uint64(0)) // place counts it again
 	l.place(f, c.fd, c.from)
 }

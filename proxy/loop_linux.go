@@ -2,8 +2,8 @@ package proxy
 
 import (
 	"context"
-	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"sync"
@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loop is an event loop: one goroutine that relays the plain streams it accepted. All that is its own is touched by nobody else; others post.
+// loop is an event loop: one goroutine that relays the plain streams it accepted. All
+// that is its own is touched by nobody else; others post.
 type loop struct {
 	p      *Proxy
-	id     int
 	ep     int
 	bell   int // an eventfd: something was posted
 	now    time.Duration
@@ -55,7 +55,7 @@ type slot struct {
 	visit
 	index, gen int32
 	fd         [2]int32
-	to         netipPort // of the client's connection, if somebody wants to know
+	to         netip.AddrPort // of the client's connection, if somebody wants to know
 	stage      stage
 	ready      [2]uint8
 	watched    [2]bool
@@ -113,8 +113,8 @@ func (l *loop) find(r ref) *slot {
 	return nil
 }
 
-func newLoop(p *Proxy, id int) (*loop, error) {
-	l := &loop{p: p, id: id, buf: make([]byte, bufferSize), nodes: map[*holdfast.Node]*target{}, done: make(chan struct{}), ep: -1, bell: -1, clock: -1}
+func newLoop(p *Proxy) (*loop, error) {
+	l := &loop{p: p, buf: make([]byte, bufferSize), nodes: map[*holdfast.Node]*target{}, done: make(chan struct{}), ep: -1, bell: -1, clock: -1}
 	l.wheel.table = &l.table
 	l.look = l.tryPoll
 	if err := l.openPolls(); err != nil {
@@ -410,7 +410,7 @@ func (l *loop) forget(s *slot) {
 	if lease.Node() != nil {
 		l.p.release(set, cluster, lease)
 	}
-	if f != nil {
+	if f != nil && f.looks.Load() {
 		f.retry(l)
 	}
 }
@@ -491,8 +491,8 @@ func (ls *loops) open(p *Proxy, n int) error {
 	if n == 0 {
 		n = runtime.GOMAXPROCS(0)
 	}
-	for i := range max(n, 0) {
-		l, err := newLoop(p, i)
+	for range max(n, 0) {
+		l, err := newLoop(p)
 		if err != nil {
 			ls.close()
 			return err
@@ -541,7 +541,7 @@ func (ls *loops) shutdown(ctx context.Context) error {
 
 // leaveWithin lets a slot end at a random moment within d.
 func (l *loop) leaveWithin(s *slot, d time.Duration) {
-	s.leave(l.p.clock()+time.Duration(rand.Float64()*0.9*float64(d)), 0, Drained)
+	s.leaveSometime(l.p.clock(), d)
 	l.schedule(s)
 }
 
@@ -569,7 +569,7 @@ func (ls *loops) endWhatIsDown(down Down) {
 			case down == Sever:
 				l.end(s, BackendDown, true)
 			default:
-				s.leave(l.now, l.now+drainLimit, BackendDown)
+				s.leaveBackend(l.now)
 				l.schedule(s)
 			}
 		})

@@ -112,11 +112,7 @@ func (l *loop) halt(s *slot) bool {
 	case queueing:
 		l.unqueue(s)
 	case dialing:
-		sysClose(s.fd[backend])
-		s.fd[backend], s.watched[backend], s.ready[backend] = -1, false, 0
-		lease := s.lease
-		s.lease = holdfast.Lease{}
-		l.p.release(s.set, s.search.cluster, lease)
+		l.hangUp(s)
 	}
 	for _, which := range [...]side{client, backend} {
 		if s.fd[which] >= 0 {

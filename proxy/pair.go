@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -469,13 +468,9 @@ func (pr *pair) wait() time.Duration {
 
 // endWithin ends the connection at a random moment within d, when it is quiet then.
 func (pr *pair) endWithin(d time.Duration) {
-	pr.leave(pr.p.clock()+time.Duration(rand.Float64()*0.9*float64(d)), 0, Drained)
-}
-
-func (pr *pair) leave(at, by time.Duration, why Reason) {
 	pr.mu.Lock()
 	defer pr.mu.Unlock()
-	pr.relay.leave(at, by, why)
+	pr.relay.leaveSometime(pr.p.clock(), d)
 	pr.rearmLocked()
 }
 
@@ -484,8 +479,10 @@ func (pr *pair) down(d Down) {
 		pr.stop(resetBoth, BackendDown)
 		return
 	}
-	now := pr.p.clock()
-	pr.leave(now, now+drainLimit, BackendDown)
+	pr.mu.Lock()
+	defer pr.mu.Unlock()
+	pr.relay.leaveBackend(pr.p.clock())
+	pr.rearmLocked()
 }
 
 func (pr *pair) cut() { pr.stop(resetBoth, Cut) }

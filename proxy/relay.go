@@ -215,6 +215,15 @@ func (r *relay) leave(at, by time.Duration, why Reason) {
 	}
 }
 
+// leaveSometime wants an end at a random moment within d, which leaves some for those
+// that are busy then.
+func (r *relay) leaveSometime(now, d time.Duration) {
+	r.leave(now+time.Duration(rand.Float64()*0.9*float64(d)), 0, Drained)
+}
+
+// leaveBackend wants an end because the backend is down.
+func (r *relay) leaveBackend(now time.Duration) { r.leave(now, now+drainLimit, BackendDown) }
+
 // quiet is how long nothing must have been said for an end to be between two things.
 const quiet = 200 * time.Millisecond
 
