@@ -26,13 +26,14 @@ type world struct {
 	servers []*server
 	mu      sync.Mutex // guards events
 	events  []holdfast.Event
+	news    chan struct{} // there is one more
 }
 
 // inWorld runs a story in a bubble with n servers at 10.0.0.1:7000, 10.0.0.2:7000 …
 func inWorld(t *testing.T, n int, story func(t *testing.T, w *world)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, net: simnet.New(1)}
+		w := &world{t: t, net: simnet.New(1), news: make(chan struct{}, 1)}
 		w.client = w.net.Host("10.0.1.1")
 		for i := range n {
 			w.servers = append(w.servers, w.start(fmt.Sprintf("10.0.0.%d:7000", i+1)))
@@ -68,6 +69,10 @@ func (w *world) clusterOf(cfg holdfast.Config, addrs ...string) *holdfast.Cluste
 			w.mu.Lock()
 			w.events = append(w.events, e)
 			w.mu.Unlock()
+			select {
+			case w.news <- struct{}{}:
+			default:
+			}
 		}
 	}
 	c, err := holdfast.New(holdfast.Static(addrs...), cfg)
@@ -78,8 +83,9 @@ func (w *world) clusterOf(cfg holdfast.Config, addrs ...string) *holdfast.Cluste
 	return c
 }
 
-// seen returns the events of one kind so far.
+// seen returns the events of one kind so far: also those that are just being told.
 func (w *world) seen(kind holdfast.EventKind) []holdfast.Event {
+	synctest.Wait()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []holdfast.Event

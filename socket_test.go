@@ -455,7 +455,7 @@ func TestBackgroundConnectsDoNotSpinWithoutDescriptors(t *testing.T) {
 		})
 		begin(t, c)
 		time.Sleep(10 * time.Second)
-		if n := dials.Load(); n < 2 || n > 50 {
+		if n := dials.Load(); n < 2 || n > 200 { // some 45; a spin would be millions
 			t.Errorf("%d dials in 10 s", n)
 		}
 	})
