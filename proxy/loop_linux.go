@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -19,14 +18,12 @@ import (
 // loop is an event loop: one goroutine that relays the plain streams it accepted. All
 // that is its own is touched by nobody else; others post.
 type loop struct {
+	poller
 	p      *Proxy
-	ep     int
-	bell   int // an eventfd: something was posted
 	now    time.Duration
 	table  table
 	wheel  wheel
 	buf    []byte
-	events [256]unix.EpollEvent
 	again  []ref         // slots that had more to do than their turn allows
 	dying  []ref         // slots that wait for the last bytes to be taken
 	buried time.Duration // when those were looked at
@@ -34,19 +31,8 @@ type loop struct {
 	nodes  map[*holdfast.Node]*target
 	counts counters
 	open   atomic.Int64
-	park   syscall.RawConn
-	look   func(fd uintptr) bool
-	found  int           // by look
-	clock  int           // a timerfd
-	alarm  time.Duration // when it rings
-	file   *os.File      // of ep
 	over   bool
 	done   chan struct{}
-
-	mu     sync.Mutex
-	posted []func()
-	rung   bool
-	gone   bool // nothing posted runs any more
 }
 
 // slot is a connection of an event loop.
@@ -114,60 +100,22 @@ func (l *loop) find(r ref) *slot {
 }
 
 func newLoop(p *Proxy) (*loop, error) {
-	l := &loop{p: p, buf: make([]byte, bufferSize), nodes: map[*holdfast.Node]*target{}, done: make(chan struct{}), ep: -1, bell: -1, clock: -1}
+	l := &loop{p: p, buf: make([]byte, bufferSize), nodes: map[*holdfast.Node]*target{}, done: make(chan struct{})}
 	l.wheel.table = &l.table
-	l.look = l.tryPoll
-	if err := l.openPolls(); err != nil {
-		l.shut()
+	if err := l.poller.open(p.clock, l.due); err != nil {
 		return nil, err
 	}
 	return l, nil
 }
 
-func (l *loop) openPolls() (err error) {
-	if l.ep, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
-		return os.NewSyscallError("epoll_create", err)
-	}
-	if l.bell, err = unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC); err != nil {
-		return os.NewSyscallError("eventfd", err)
-	}
-	if l.clock, err = unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC); err != nil {
-		return os.NewSyscallError("timerfd_create", err)
-	}
-	sysWatch(l.ep, unix.EPOLL_CTL_ADD, int32(l.bell), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: bellEvent})
-	sysWatch(l.ep, unix.EPOLL_CTL_ADD, int32(l.clock), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: clockEvent})
-	unix.SetNonblock(l.ep, true) // or it would not be watched
-	l.file = os.NewFile(uintptr(l.ep), "epoll")
-	l.park, err = l.file.SyscallConn()
-	return err
-}
-
-// shut closes what openPolls opened.
-func (l *loop) shut() {
-	if l.file != nil {
-		l.file.Close()
-	} else if l.ep >= 0 {
-		unix.Close(l.ep)
-	}
-	for _, fd := range [...]int{l.bell, l.clock} {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
-	}
-}
-
-// The events that are no slot's carry these in place of an index. Fronts follow below.
-const (
-	bellEvent  = -1
-	clockEvent = -2
-	frontEvent = -3
-)
+// Fronts carry these in place of an index, and those that follow below.
+const frontEvent = -3
 
 // run is the loop.
 func (l *loop) run() {
 	defer close(l.done)
 	for !l.over {
-		n := l.wait()
+		n := l.wait(len(l.again) > 0)
 		l.now = l.p.clock()
 		for i := range n {
 			l.handle(&l.events[i])
@@ -181,56 +129,20 @@ func (l *loop) run() {
 	l.shut()
 }
 
-// wait returns how many events there are. When there is nothing it parks, and the
-// runtime's own poller watches this one.
-func (l *loop) wait() int {
-	if len(l.again) > 0 {
-		n, _ := sysPoll(l.ep, l.events[:])
-		return max(n, 0)
-	}
-	l.found = 0
-	l.park.Read(l.look)
-	return l.found
-}
-
-// tryPoll asks without waiting; false is that there is nothing to do before an event.
-func (l *loop) tryPoll(uintptr) bool {
-	n, e := sysPoll(l.ep, l.events[:])
-	l.found = max(n, 0)
-	if n == 0 && e == 0 {
-		l.arm()
-		return false
-	}
-	return true
-}
-
-// arm sets the alarm to the next moment at which something is due.
-func (l *loop) arm() {
-	now := l.p.clock()
-	due := time.Duration(-1)
-	if d := l.wheel.wait(now); d >= 0 {
-		due = now + d
-	}
+// due is when something is to be done next; negative is never.
+func (l *loop) due() time.Duration {
 	if len(l.dying) > 0 {
-		due = now + lookAgain
+		return l.p.clock() + lookAgain
 	}
-	if due < 0 || l.alarm > now && l.alarm <= due {
-		return // an alarm that is too early does no harm
-	}
-	l.alarm = due
-	spec := unix.ItimerSpec{Value: unix.NsecToTimespec(max(int64(due-now), 1))}
-	unix.TimerfdSettime(l.clock, 0, &spec, nil)
+	return l.wheel.due()
 }
 
 func (l *loop) handle(ev *unix.EpollEvent) {
+	if l.own(ev) {
+		return
+	}
 	if ev.Fd < 0 {
-		if ev.Fd == bellEvent {
-			l.answer()
-		} else if ev.Fd == clockEvent {
-			var b [8]byte
-			sysRead(int32(l.clock), b[:])
-			l.alarm = 0
-		} else if f := l.p.loops.frontAt(int(frontEvent - ev.Fd)); f != nil {
+		if f := l.p.loops.frontAt(int(frontEvent - ev.Fd)); f != nil {
 			l.accept(f)
 		}
 		return
@@ -426,52 +338,10 @@ func (l *loop) endAll() (n int) {
 	return n
 }
 
-// post runs f in the loop. It is false if the loop has ended.
-func (l *loop) post(f func()) bool {
-	l.mu.Lock()
-	if l.gone {
-		l.mu.Unlock()
-		return false
-	}
-	l.posted = append(l.posted, f)
-	if !l.rung { // under the lock, for the bell is gone when gone is set
-		l.rung = true
-		sysRing(l.bell)
-	}
-	l.mu.Unlock()
-	return true
-}
-
-// do runs f in the loop and waits for it.
-func (l *loop) do(f func()) {
-	done := make(chan struct{})
-	if l.post(func() { f(); close(done) }) {
-		<-done
-	}
-}
-
-func (l *loop) answer() {
-	var b [8]byte
-	sysRead(int32(l.bell), b[:])
-	l.mu.Lock()
-	posted := l.posted
-	l.posted, l.rung = nil, false
-	l.mu.Unlock()
-	for _, f := range posted {
-		f()
-	}
-}
-
 // stop ends the loop, after what was posted.
 func (l *loop) stop() {
 	l.post(func() {
-		l.mu.Lock()
-		rest := l.posted
-		l.posted, l.gone = nil, true
-		l.mu.Unlock()
-		for _, f := range rest {
-			f()
-		}
+		l.last()
 		l.over = true
 	})
 	<-l.done

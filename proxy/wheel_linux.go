@@ -84,12 +84,12 @@ func (w *wheel) turn(now time.Duration, fire func(*slot)) {
 	}
 }
 
-// wait is how long nothing is due; negative is for ever.
-func (w *wheel) wait(now time.Duration) time.Duration {
+// due is when the next slot may be; negative is never.
+func (w *wheel) due() time.Duration {
 	if w.count == 0 {
 		return -1
 	}
-	return max(time.Duration(w.next)*wheelTick-now, 0)
+	return time.Duration(w.next) * wheelTick
 }
 
 // table keeps the slots of one event loop where they are, and out of the garbage

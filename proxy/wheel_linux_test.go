@@ -37,7 +37,7 @@ func TestWheelFiresEachSlotOnce(t *testing.T) {
 				}
 			case 3:
 				step := time.Duration(r.Int64N(int64(2 * time.Second)))
-				if d := w.wait(now); d >= 0 && len(due) == 0 {
+				if d := w.due(); d >= 0 && len(due) == 0 {
 					t.Fatalf("seed %d: nothing is filed, and due in %v", seed, d)
 				}
 				now += step
