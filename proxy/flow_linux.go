@@ -175,7 +175,7 @@ func (l *loop) dial(s *slot) {
 		s.lease = lease
 		l.counts.connects.Add(1)
 		s.dialed = l.now
-		fd, e := sysSocket(t.family)
+		fd, e := sysSocket(t.family, unix.SOCK_STREAM)
 		if e == 0 {
 			s.fd[backend] = fd
 			t.prepare(fd)

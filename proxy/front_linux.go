@@ -262,11 +262,6 @@ func (l *loop) accept(f *front) {
 	}
 }
 
-const (
-	firstPause = 5 * time.Millisecond
-	lastPause  = time.Second
-)
-
 // acceptFailed lets a front rest, ever longer. Which errors pass is not asked: all do, or
 // the pause makes them harmless. Without files it closes the next connection, so that its
 // client learns at once.

@@ -86,9 +86,6 @@ const (
 	ending // no more events come that say there is something to read
 )
 
-// ref is a slot as others know it.
-type ref struct{ index, gen int32 }
-
 func (s *slot) ref() ref { return ref{s.index, s.gen} }
 
 // find is nil if the slot is another's by now.

@@ -27,12 +27,14 @@ func (m *mailbox) post(f func()) bool {
 	return true
 }
 
-// do runs f in the owner's goroutine and waits for it.
-func (m *mailbox) do(f func()) {
+// do runs f in the owner's goroutine and waits for it, unless that has ended.
+func (m *mailbox) do(f func()) bool {
 	done := make(chan struct{})
-	if m.post(func() { f(); close(done) }) {
-		<-done
+	if !m.post(func() { f(); close(done) }) {
+		return false
 	}
+	<-done
+	return true
 }
 
 // answer runs what was posted.

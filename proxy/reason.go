@@ -27,13 +27,15 @@ const (
 	BackendDown                 // and Backends.Down says what then
 	Drained                     // the proxy ended, and it was quiet
 	Cut                         // the proxy ended, and could not wait
+	Answered                    // a session of datagrams, of which no response is missing
+	Evicted                     // a session of datagrams that made room for another
 	reasons
 )
 
 var reasonNames = [reasons]string{
 	"open", "client closed", "backend closed", "client reset", "backend reset", "client lost", "backend lost",
 	"idle", "half closed", "stalled", "lifetime", "bad hello", "denied", "no route", "no backend",
-	"queue full", "queue timeout", "backend down", "drained", "cut",
+	"queue full", "queue timeout", "backend down", "drained", "cut", "answered", "evicted",
 }
 
 func (r Reason) String() string               { return reasonNames[r] }

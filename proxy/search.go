@@ -31,8 +31,12 @@ func (s *search) next() (holdfast.Lease, error) {
 			}
 			return lease, err
 		}
-		if s.max <= 0 || lease.Node().InFlight() <= s.max {
+		stream := lease.Node().Endpoint().Network != "udp"
+		if stream && (s.max <= 0 || lease.Node().InFlight() <= s.max) {
 			return lease, nil
+		}
+		if !stream {
+			s.down = append(s.down, lease.Node()) // for us
 		}
 		s.tried = append(s.tried, lease.Node())
 		lease.Done()

@@ -100,10 +100,7 @@ type table struct {
 	used   int
 }
 
-const (
-	blockSize = 64
-	maxGen    = 1<<30 - 1 // an event carries the generation and a bit
-)
+const blockSize = 64
 
 func (t *table) at(i int32) *slot { return &t.blocks[i/blockSize][i%blockSize] }
 

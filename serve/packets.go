@@ -156,7 +156,7 @@ func (s *Packets) ServePacket(pc net.PacketConn) error {
 }
 
 func (l *lane) serve() error {
-	l.s.Socket.apply(l.pc)
+	l.s.Socket.Apply(l.pc)
 	n := cmp.Or(l.s.Workers, runtime.GOMAXPROCS(0))
 	ends := make([]error, n)
 	var workers sync.WaitGroup
@@ -179,7 +179,8 @@ func (l *lane) serve() error {
 	return ends[0]
 }
 
-func (o PacketSocket) apply(pc net.PacketConn) {
+// Apply sets the buffers of a socket, for those that read it by themselves.
+func (o PacketSocket) Apply(pc net.PacketConn) {
 	set := func(bytes int, set func(int) error) {
 		if bytes = cmp.Or(bytes, 4<<20); bytes > 0 {
 			set(bytes)

@@ -44,6 +44,7 @@ type ring struct {
 	waited  bool
 	errno   unix.Errno
 	try     func(fd uintptr) bool // made once: a closure for each call would allocate
+	once    func(fd uintptr)      // the same, for who does not wait
 }
 
 // newBatch returns nil for a socket that cannot be reached.
@@ -54,6 +55,7 @@ func newBatch(udp *net.UDPConn, connected bool, o Options) *batch {
 	}
 	b := &batch{raw: raw, connected: connected, stubborn: map[netip.Addr]struct{}{}}
 	b.in.try, b.out.try = b.in.recv, b.out.send
+	b.in.once = func(fd uintptr) { b.in.recv(fd) }
 	local, _ := udp.LocalAddr().(*net.UDPAddr)
 	raw.Control(func(fd uintptr) {
 		family, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
@@ -107,7 +109,26 @@ func (r *ring) send(fd uintptr) bool {
 }
 
 func (b *batch) receive(ms []Message) (int, error) {
-	r := &b.in
+	b.in.prepare(ms)
+	if err := b.raw.Read(b.in.try); err != nil {
+		return 0, err
+	}
+	return b.in.took(ms)
+}
+
+func (b *batch) poll(ms []Message) (int, error) {
+	b.in.prepare(ms)
+	if err := b.raw.Control(b.in.once); err != nil {
+		return 0, err
+	}
+	if b.in.errno == unix.EAGAIN {
+		return 0, nil
+	}
+	b.in.waited = false
+	return b.in.took(ms)
+}
+
+func (r *ring) prepare(ms []Message) {
 	r.grow(len(ms))
 	r.n = min(max(r.want, 1), len(ms))
 	for i := range ms[:r.n] {
@@ -118,9 +139,10 @@ func (b *batch) receive(ms []Message) (int, error) {
 		h.SetControllen(ctlSize)
 	}
 	r.waited = false
-	if err := b.raw.Read(r.try); err != nil {
-		return 0, err
-	}
+}
+
+// took is what came of it.
+func (r *ring) took(ms []Message) (int, error) {
 	if r.errno != 0 {
 		return 0, os.NewSyscallError("recvmmsg", r.errno)
 	}

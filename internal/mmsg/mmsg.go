@@ -24,6 +24,7 @@
 package mmsg
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 )
@@ -108,6 +109,18 @@ func (c *Conn) Send(ms []Message) (failed int, err error) {
 	}
 	return failed, err
 }
+
+// Poll is a Receive that does not wait: 0 is that nothing has arrived. It is for those
+// who watch the socket by other means, and can only if Polls says so.
+func (c *Conn) Poll(ms []Message) (int, error) {
+	if c.batch == nil {
+		return 0, errors.ErrUnsupported
+	}
+	return c.batch.poll(ms)
+}
+
+// Polls reports whether there is a Poll: on Linux, of a *net.UDPConn.
+func (c *Conn) Polls() bool { return c.batch != nil }
 
 func (c *Conn) receiveOne(m *Message) (err error) {
 	m.Peer, m.Addr, m.Local, m.Segment = netip.AddrPort{}, nil, netip.Addr{}, 0

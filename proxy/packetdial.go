@@ -1,0 +1,148 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/holdfast-net/holdfast"
+)
+
+// way is a session's socket towards its node: one that the hub watches, or a connection
+// with a goroutine that reads it.
+type way struct {
+	fd      int32
+	conn    *holdfast.Conn
+	dialing bool
+	waiting [][]byte // datagrams, until it is dialed
+}
+
+var noWay = way{fd: -1}
+
+// maxWaiting is how many datagrams wait for a dial.
+const maxWaiting = 16
+
+// dial makes the way to a node that takes more than a connect.
+func (h *hub) dial(s *session, lease holdfast.Lease) {
+	h.number(s)
+	s.way.dialing = true
+	r := s.ref()
+	h.tasks.Go(func() {
+		conn, err := lease.Dial(h.p.base, nil)
+		if !h.post(func() { h.dialed(r, conn, err) }) && conn != nil {
+			conn.Close()
+		}
+	})
+}
+
+func (s *session) ref() ref { return ref{s.index, s.gen} }
+
+func (h *hub) dialed(r ref, conn *holdfast.Conn, err error) {
+	s := h.find(r)
+	switch {
+	case s == nil && conn != nil:
+		conn.Close()
+	case s == nil:
+	case err != nil: // which the Cluster knows
+		waiting, old := s.way.waiting, s.place.node
+		h.leave(s)
+		if s.tries++; s.lane || s.tries >= maxRefusals || !h.settle(s, []*holdfast.Node{old}) {
+			h.tally[dropNoBackend] += uint64(len(waiting))
+			h.end(s, NoBackend)
+			return
+		}
+		h.tally[rehomed]++
+		h.sendAll(s, waiting)
+	default:
+		waiting := s.way.waiting
+		s.way = way{fd: -1, conn: conn}
+		h.tasks.Go(func() { h.readConn(r, conn) })
+		h.sendAll(s, waiting)
+	}
+}
+
+// sendAll sends what had to wait. Headers are there already.
+func (h *hub) sendAll(s *session, waiting [][]byte) {
+	header := s.header
+	s.header = nil
+	for _, data := range waiting {
+		if !h.send(s, data) {
+			return
+		}
+	}
+	s.header = header
+}
+
+// readConn has the hub pass on what comes from a node, until the way is closed.
+func (h *hub) readConn(r ref, conn net.Conn) {
+	buf := make([]byte, 1<<16)
+	for {
+		n, err := conn.Read(buf)
+		over := true
+		there := h.do(func() {
+			s := h.find(r)
+			switch {
+			case s == nil:
+			case err != nil:
+				h.refused(s, err, nil)
+			default:
+				over = false
+				copy(h.room(), buf[:n])
+				key := s.key
+				if h.replied(s, n) {
+					h.deliver(&key, n)
+				}
+			}
+		})
+		if over || !there {
+			return
+		}
+	}
+}
+
+// writeConn is write for a way that was dialed, or is being.
+func (s *session) writeConn(data []byte) error {
+	if s.way.conn != nil {
+		_, err := s.way.conn.Write(data)
+		return err
+	}
+	if len(s.way.waiting) < maxWaiting {
+		s.way.waiting = append(s.way.waiting, slices.Clone(data))
+	}
+	return nil
+}
+
+// readFront is how a socket is read that cannot be watched.
+func (h *hub) readFront() {
+	conn, in := h.conn, h.in
+	pause := time.Duration(0)
+	for {
+		n, err := conn.Receive(in)
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return // it is not to be read any more
+		case errors.Is(err, net.ErrClosed):
+			h.post(func() { h.readFailed(err) })
+			return
+		case err != nil:
+			h.post(func() { h.complain("proxy: read", err) })
+			pause = min(max(2*pause, firstPause), lastPause)
+			select {
+			case <-time.After(pause):
+				continue
+			case <-h.done:
+				return
+			}
+		}
+		pause = 0
+		if !h.do(func() {
+			for i := range in[:n] {
+				h.arrive(&in[i])
+			}
+		}) {
+			return
+		}
+	}
+}

@@ -1,0 +1,530 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/holdfast-net/holdfast"
+	"github.com/holdfast-net/holdfast/internal/proxyproto"
+	"github.com/holdfast-net/holdfast/serve"
+)
+
+// session is what comes from one client, and goes to one node at a time.
+type session struct {
+	h   *hub
+	key sessionKey
+	set *packetSettings
+	way way // to the node
+
+	index, gen int32
+	pass       serve.Pass
+	lease      holdfast.Lease
+	place      *place // nil: the node is gone, and the next datagram goes to another
+	header     []byte // of PROXY, before each datagram
+
+	began, asked time.Duration
+	datagrams    [2]uint64
+	bytes, told  [2]uint64 // told to the node's counters
+	owed         int       // responses that are missing, if it is known how many come
+	first        []byte    // the first datagram, while nothing but it was sent and nothing came back
+	tries        int       // nodes that refused since one answered
+	lane         bool      // it is a node's and no client's: nothing comes back
+
+	// In the queue of those that may be idle.
+	active  time.Duration // when something came, from either side
+	filed   time.Duration // what active was when it was put at the end
+	assured bool          // the client was heard again after a reply
+	before  *session
+	after   *session
+}
+
+// sessionKey is what datagrams of one session have in common.
+type sessionKey struct {
+	peer   netip.AddrPort // whom replies go to
+	local  netip.Addr     // from where: the address that was asked
+	client netip.AddrPort // whom they are for: the peer, or who a trusted proxy says
+}
+
+// place is a node, as a hub knows it.
+type place struct {
+	node     *holdfast.Node
+	target   *target // how to reach it; nil is that it takes more than a connect
+	sessions int
+	down     bool     // at the last look
+	lane     *session // for datagrams that need no session
+}
+
+// lessees are sessions in the order in which they were last filed: the first is, or was
+// then, idle for longest. All are idle for the same time at most, so that no timers are
+// needed, and a datagram does not cost the move to the end: that is made up for when the
+// session comes to the front.
+type lessees struct{ first, last *session }
+
+func (q *lessees) add(s *session) {
+	s.filed = s.active
+	s.before, s.after = q.last, nil
+	if q.last != nil {
+		q.last.after = s
+	} else {
+		q.first = s
+	}
+	q.last = s
+}
+
+func (q *lessees) remove(s *session) {
+	if s.before != nil {
+		s.before.after = s.after
+	} else {
+		q.first = s.after
+	}
+	if s.after != nil {
+		s.after.before = s.before
+	} else {
+		q.last = s.before
+	}
+	s.before, s.after = nil, nil
+}
+
+// idlest is the session that is idle for longest.
+func (q *lessees) idlest() *session {
+	for s := q.first; s != nil; s = q.first {
+		if s.filed == s.active {
+			return s
+		}
+		q.remove(s)
+		q.add(s)
+	}
+	return nil
+}
+
+func (h *hub) queueOf(s *session) *lessees {
+	if s.assured {
+		return &h.queues[1]
+	}
+	return &h.queues[0]
+}
+
+// one passes on one datagram of a client.
+func (h *hub) one(peer netip.AddrPort, local netip.Addr, data []byte) {
+	key := sessionKey{peer, local, peer}
+	if h.set.readsHeader() {
+		n, why := h.declared(&key, data)
+		if why != 0 {
+			h.tally[why]++
+			return
+		}
+		data = data[n:]
+	}
+	if h.set.sessionless() {
+		h.passOn(key, data)
+		return
+	}
+	s := h.table[key]
+	if s == nil {
+		if s = h.begins(key); s == nil {
+			return
+		}
+	}
+	if s.place == nil || s.place.down {
+		if !h.rehome(s) {
+			h.tally[dropNoBackend]++
+			h.end(s, NoBackend)
+			return
+		}
+	}
+	h.forward(s, data)
+}
+
+// declared reads the PROXY header of a datagram: why is nonzero if it is to be dropped.
+func (h *hub) declared(key *sessionKey, data []byte) (n int, why packetCount) {
+	if !h.set.Proxy.Trusts(key.peer.Addr()) {
+		if h.set.Proxy.Only {
+			return 0, dropDenied
+		}
+		return 0, 0
+	}
+	head, n, err := proxyproto.Parse(data)
+	switch {
+	case err != nil, n == 0, head.Version != 2:
+		return 0, dropBadHeader
+	case !head.Local && !head.Source.IsValid():
+		return 0, dropBadHeader // of a Unix socket: replies are for nobody in particular
+	case !head.Local:
+		key.client = head.Source
+	}
+	return n, 0
+}
+
+// headerOf is what a backend is told of where datagrams come from.
+func (h *hub) headerOf(key sessionKey) []byte {
+	if !h.set.Header {
+		return nil
+	}
+	to := netip.AddrPortFrom(key.local, h.self.Port())
+	if !to.IsValid() {
+		to = h.self
+	}
+	b, err := proxyproto.Header{Version: 2, Source: key.client, Destination: to, Datagram: true}.Append(nil)
+	if err != nil { // there is no pair of addresses to tell
+		b, _ = proxyproto.Header{Version: 2, Local: true}.Append(nil)
+	}
+	return b
+}
+
+// begins makes a session, nil if there may be none.
+func (h *hub) begins(key sessionKey) *session {
+	var pass serve.Pass
+	if !h.admit(&pass, key.client.Addr()) {
+		h.tally[dropDenied]++
+		return nil
+	}
+	s := &session{h: h, key: key, set: h.set, pass: pass, header: h.headerOf(key), began: h.now, active: h.now, way: noWay}
+	if !h.settle(s, nil) {
+		pass.Leave()
+		h.tally[dropNoBackend]++
+		return nil
+	}
+	h.enlist(s)
+	h.table[key] = s
+	h.tally[sessionsBegun]++
+	return s
+}
+
+// admit finds room for a session.
+func (h *hub) admit(pass *serve.Pass, client netip.Addr) bool {
+	if h.p.ending.Load() {
+		return false
+	}
+	if most := h.set.Limits.MaxConns; most > 0 && h.p.open.Load() >= int64(most) {
+		h.evict()
+	}
+	if h.p.gate.Enter(pass) != nil {
+		return false
+	}
+	if pass.Admit(client) != nil {
+		pass.Leave()
+		return false
+	}
+	return true
+}
+
+func (h *hub) evict() {
+	var s *session
+	switch {
+	case h.set.Full == DropNew:
+	case h.set.Full == EvictUnassured:
+		s = h.queues[0].idlest()
+	default:
+		s = h.queues[0].idlest()
+		if o := h.queues[1].idlest(); s == nil || o != nil && o.active < s.active {
+			s = o
+		}
+	}
+	if s != nil {
+		h.end(s, Evicted)
+	}
+}
+
+// enlist enters a session in the books.
+func (h *hub) enlist(s *session) {
+	h.queueOf(s).add(s)
+	h.open.Add(1)
+	h.p.open.Add(1)
+}
+
+// settle finds a node for a session, and a way to it.
+func (h *hub) settle(s *session, tried []*holdfast.Node) bool {
+	for {
+		lease, pl, err := h.pick(h.set.Key(Client{Addr: s.key.client}), &tried)
+		if err != nil {
+			return false
+		}
+		if err = h.connect(s, lease, pl); err == nil {
+			s.lease, s.place = lease, pl
+			pl.sessions++
+			return true
+		}
+		lease.Dialed(0, &net.OpError{Op: "dial", Net: "udp", Err: err})
+		lease.Done()
+		tried = append(tried, pl.node)
+		if isLack(err) {
+			h.complain("proxy: no socket for a session", err)
+			return false
+		}
+	}
+}
+
+// isLack is true of what is wrong with this host, at every node.
+func isLack(err error) bool {
+	e := asErrno(err)
+	return e == syscall.EMFILE || e == syscall.ENFILE || e == syscall.ENOBUFS || e == syscall.ENOMEM
+}
+
+// asErrno is the system's word, 0 if it has none in it.
+func asErrno(err error) (e syscall.Errno) {
+	if err != nil {
+		errors.As(err, &e)
+	}
+	return e
+}
+
+// pick chooses a node for datagrams that has room.
+func (h *hub) pick(key uint64, tried *[]*holdfast.Node) (holdfast.Lease, *place, error) {
+	for {
+		lease, err := h.set.Cluster.Pick(key, *tried)
+		if err != nil {
+			return lease, nil, err
+		}
+		n := lease.Node()
+		if n.Endpoint().Network == "udp" && (h.set.PerNode <= 0 || n.InFlight() <= h.set.PerNode) {
+			return lease, h.placeOf(lease), nil
+		}
+		*tried = append(*tried, n)
+		lease.Done()
+	}
+}
+
+func (h *hub) placeOf(lease holdfast.Lease) *place {
+	n := lease.Node()
+	pl := h.places[n]
+	if pl == nil {
+		pl = &place{node: n, target: datagramTarget(lease)}
+		h.places[n] = pl
+	}
+	return pl
+}
+
+// survey finds out which nodes are down, and forgets those that nobody uses.
+func (h *hub) survey() {
+	for n, pl := range h.places {
+		state := n.State()
+		pl.down = !state.Usable() && state != holdfast.StateDraining
+		if pl.sessions == 0 {
+			delete(h.places, n)
+		}
+	}
+}
+
+// forward sends what a client sent.
+func (h *hub) forward(s *session, data []byte) {
+	s.active = h.now
+	s.datagrams[client]++
+	s.bytes[client] += uint64(len(data))
+	if !s.assured && s.datagrams[backend] > 0 {
+		h.queueOf(s).remove(s)
+		s.assured = true
+		h.queueOf(s).add(s)
+	}
+	if s.first = nil; s.datagrams[client] == 1 && len(data) <= maxKept {
+		s.first = slices.Clone(data)
+	}
+	s.owed += max(s.set.Responses, 0)
+	if !h.send(s, data) {
+		return
+	}
+	if most := s.set.Requests; most > 0 && s.datagrams[client] >= uint64(most) {
+		delete(h.table, s.key) // the next one begins another, and this one has its replies
+		if s.set.Responses < 0 {
+			h.end(s, Answered)
+		}
+	}
+}
+
+// maxKept bounds the first datagram that is kept for another node.
+const maxKept = 2048
+
+// send sends a datagram to the node of a session. It is false if the session has ended
+// with that.
+func (h *hub) send(s *session, data []byte) bool {
+	s.asked = h.now
+	out := data
+	if len(s.header) > 0 {
+		h.scratch = append(append(h.scratch[:0], s.header...), data...)
+		out = h.scratch
+	}
+	switch err := h.write(s, out); asErrno(err) {
+	case 0:
+		if err != nil { // closed, by the node's removal
+			return h.refused(s, err, data)
+		}
+		return true
+	case syscall.EAGAIN, syscall.ENOBUFS, syscall.ENOMEM:
+		h.tally[dropUnsent]++
+		return true
+	case syscall.EMSGSIZE:
+		h.tally[dropTooLong]++
+		return true
+	default:
+		return h.refused(s, err, data)
+	}
+}
+
+// maxRefusals is how many nodes may refuse one after the other.
+const maxRefusals = 8
+
+// refused is called when a node refuses what was sent (ICMP), or data now: then that
+// goes to another, and so does the first datagram, as nobody has seen it. false is that
+// the session has ended.
+func (h *hub) refused(s *session, err error, data []byte) bool {
+	h.tally[refusals]++
+	s.lease.Dialed(h.now-s.asked, &net.OpError{Op: "write", Net: "udp", Err: err})
+	if s.lane {
+		h.forget(s)
+		return false
+	}
+	if data == nil {
+		data = s.first
+	}
+	old := s.place.node
+	h.leave(s)
+	if data == nil {
+		return true // the client will ask again
+	}
+	if s.tries++; s.tries < maxRefusals && h.settle(s, []*holdfast.Node{old}) {
+		h.tally[rehomed]++
+		return h.send(s, data)
+	}
+	h.tally[dropNoBackend]++
+	h.end(s, NoBackend)
+	return false
+}
+
+// rehome takes a session to another node.
+func (h *hub) rehome(s *session) bool {
+	h.leave(s)
+	if !h.settle(s, nil) {
+		return false
+	}
+	h.tally[rehomed]++
+	return true
+}
+
+// leave takes a session away from its node.
+func (h *hub) leave(s *session) {
+	h.hang(s)
+	if s.lease.Node() != nil {
+		s.lease.Transferred(int64(s.bytes[client]-s.told[client]), int64(s.bytes[backend]-s.told[backend]))
+		s.told = s.bytes
+		s.lease.Done()
+		s.lease = holdfast.Lease{}
+	}
+	if s.place != nil {
+		s.place.sessions--
+		s.place = nil
+	}
+}
+
+// replied takes note of n bytes that came from the node, and says whether the client gets
+// them. The session may have ended with that.
+func (h *hub) replied(s *session, n int) bool {
+	h.tally[fromBackends]++
+	h.tally[fromBackendsBytes] += uint64(n)
+	if s.lane || s.set.Responses < 0 {
+		h.tally[dropUnwanted]++
+		return false
+	}
+	if s.datagrams[backend] == 0 || s.tries > 0 {
+		h.answeredFirst(s)
+	}
+	if a := s.set.Amplification; a > 0 && !s.assured && float64(s.bytes[backend]+uint64(n)) > a*float64(s.bytes[client]) {
+		h.tally[dropAmplified]++
+		return false
+	}
+	s.active = h.now
+	s.datagrams[backend]++
+	s.bytes[backend] += uint64(n)
+	if s.owed > 0 {
+		if s.owed--; s.owed == 0 {
+			h.end(s, Answered)
+		}
+	}
+	return true
+}
+
+// answeredFirst tells the Cluster that the node is well.
+func (h *hub) answeredFirst(s *session) {
+	s.first, s.tries = nil, 0
+	if s.lease.Node() != nil {
+		took := h.now - s.asked
+		s.lease.Dialed(took, nil)
+		s.lease.Report(took, nil)
+	}
+}
+
+// end closes a session.
+func (h *hub) end(s *session, why Reason) {
+	if !s.lane {
+		h.p.counts.ends[why].Add(1)
+		h.p.logEnd(s, why)
+	}
+	h.forget(s)
+}
+
+// forget takes a session out of the books.
+func (h *hub) forget(s *session) {
+	if s.lane && s.place != nil {
+		s.place.lane = nil
+	}
+	if h.table[s.key] == s {
+		delete(h.table, s.key)
+	}
+	h.queueOf(s).remove(s)
+	h.leave(s)
+	s.pass.Leave()
+	h.open.Add(-1)
+	h.p.open.Add(-1)
+}
+
+// passOn sends a datagram for which there is no session: each node has one lane, for all
+// clients.
+func (h *hub) passOn(key sessionKey, data []byte) {
+	var pass serve.Pass
+	if !h.admit(&pass, key.client.Addr()) {
+		h.tally[dropDenied]++
+		return
+	}
+	pass.Leave() // it was about rates, and who
+	var tried []*holdfast.Node
+	for range maxRefusals {
+		s := h.laneTo(key, &tried)
+		if s == nil {
+			break
+		}
+		node := s.place.node
+		s.active, s.header = h.now, h.headerOf(key)
+		s.bytes[client] += uint64(len(data))
+		if h.send(s, data) {
+			return
+		}
+		tried = append(tried, node)
+	}
+	h.tally[dropNoBackend]++
+}
+
+// laneTo is the lane of a node that was chosen, nil if there is none to choose.
+func (h *hub) laneTo(key sessionKey, tried *[]*holdfast.Node) *session {
+	for {
+		lease, pl, err := h.pick(h.set.Key(Client{Addr: key.client}), tried)
+		if err != nil {
+			return nil
+		}
+		if pl.lane != nil {
+			lease.Done()
+			return pl.lane
+		}
+		s := &session{h: h, set: h.set, began: h.now, active: h.now, assured: true, lane: true, way: noWay}
+		if err = h.connect(s, lease, pl); err == nil {
+			s.lease, s.place, pl.lane = lease, pl, s
+			pl.sessions++
+			h.enlist(s)
+			return s
+		}
+		lease.Dialed(0, &net.OpError{Op: "dial", Net: "udp", Err: err})
+		lease.Done()
+		*tried = append(*tried, pl.node)
+	}
+}
