@@ -104,7 +104,12 @@ func (h *hub) begin(pc net.PacketConn) {
 	if !h.p.leaves.Load() {
 		h.listen()
 	}
-	h.each(func(s *session) { h.watch(s) }) // they were handed over
+	h.each(func(s *session) { // they were handed over
+		s.header = h.headerOf(s.key)
+		if h.watch(s) != nil {
+			h.end(s, Cut)
+		}
+	})
 }
 
 // rooms are messages, with memory that is used only as far as datagrams are long.
@@ -124,7 +129,6 @@ func (h *hub) run() {
 		h.turn()
 		h.expire()
 		h.flush()
-		h.p.counts.add(&h.tally)
 	}
 	h.each(func(s *session) {
 		if !s.lane {
@@ -217,6 +221,7 @@ func (h *hub) deliver(key *sessionKey, n int) {
 
 // flush sends what is to be delivered.
 func (h *hub) flush() {
+	h.p.counts.add(&h.tally) // first, so that who has a reply finds it counted
 	if len(h.out) == 0 {
 		return
 	}

@@ -21,7 +21,7 @@ import (
 
 // handTo is the way of a connection from one Proxy to another, as restart goes it: the
 // successor gets duplicates.
-func handTo(t testing.TB, next *proxy.Proxy) func([]byte, ...syscall.Conn) error {
+func handTo(t testing.TB, next interface{ TakeOver([]byte, []int) error }) func([]byte, ...syscall.Conn) error {
 	return func(state []byte, conns ...syscall.Conn) error {
 		var fds []int
 		for _, c := range conns {

@@ -151,6 +151,8 @@ type Packets struct {
 	leaves atomic.Bool  // the successor reads the sockets
 	once   sync.Once    // ends the logs
 
+	handing sync.WaitGroup
+
 	mu     sync.Mutex
 	closed bool
 	hubs   []*hub
@@ -238,6 +240,7 @@ func (p *Packets) Shutdown(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
+	p.handing.Wait() // it knows when to end
 	p.ending.Store(true)
 	hubs := p.all()
 	for _, h := range hubs {

@@ -83,6 +83,7 @@ type packetWorld struct {
 	goroutines bool
 	proxy      *proxy.Packets
 	cluster    *holdfast.Cluster
+	pc         net.PacketConn
 	addr       string
 }
 
@@ -111,7 +112,7 @@ func (w *packetWorld) startAt(addr string, cfg proxy.PacketConfig, nodes ...*nod
 	if err != nil {
 		w.Fatal(err)
 	}
-	w.addr = pc.LocalAddr().String()
+	w.pc, w.addr = pc, pc.LocalAddr().String()
 	if w.goroutines {
 		pc = opaquePacket{pc}
 	}
@@ -324,7 +325,7 @@ func TestPacketsOneWay(t *testing.T) {
 			client.Write([]byte("x"))
 			time.Sleep(time.Millisecond)
 		}
-		eventually(t, "all but those that c refused have come", func() bool { return a.got.Load()+b.got.Load() >= 98 })
+		eventually(t, "all but those that c refused have come", func() bool { return a.got.Load()+b.got.Load() >= 90 })
 		if a.got.Load() < 30 || b.got.Load() < 30 || a.sources() != 1 {
 			t.Errorf("%d and %d, from %d ports", a.got.Load(), b.got.Load(), a.sources())
 		}

@@ -32,6 +32,7 @@ type session struct {
 	owed         int       // responses that are missing, if it is known how many come
 	first        []byte    // the first datagram, while nothing but it was sent and nothing came back
 	tries        int       // nodes that refused since one answered
+	stays        bool      // the successor could not take it
 	lane         bool      // it is a node's and no client's: nothing comes back
 
 	// In the queue of those that may be idle.
@@ -371,7 +372,11 @@ const maxRefusals = 8
 // the session has ended.
 func (h *hub) refused(s *session, err error, data []byte) bool {
 	h.tally[refusals]++
-	s.lease.Dialed(h.now-s.asked, &net.OpError{Op: "write", Net: "udp", Err: err})
+	var tried []*holdfast.Node
+	if s.place != nil {
+		s.lease.Dialed(h.now-s.asked, &net.OpError{Op: "write", Net: "udp", Err: err})
+		tried = append(tried, s.place.node)
+	}
 	if s.lane {
 		h.forget(s)
 		return false
@@ -379,12 +384,11 @@ func (h *hub) refused(s *session, err error, data []byte) bool {
 	if data == nil {
 		data = s.first
 	}
-	old := s.place.node
 	h.leave(s)
 	if data == nil {
 		return true // the client will ask again
 	}
-	if s.tries++; s.tries < maxRefusals && h.settle(s, []*holdfast.Node{old}) {
+	if s.tries++; s.tries < maxRefusals && h.settle(s, tried) {
 		h.tally[rehomed]++
 		return h.send(s, data)
 	}

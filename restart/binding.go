@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"os"
 	"strconv"
 	"strings"
@@ -32,6 +33,11 @@ type Server interface {
 
 // A PacketServer serves a packet socket. Both generations read from the same one
 // for a moment: what has arrived belongs to the socket, and is lost by neither.
+//
+// One that also has the methods of Mover has something to pass on, such as who talks to
+// whom, without which the successor cannot go on. Its ServePacket is called there when
+// HandOver has returned, or the predecessor is gone; until then what arrives waits in the
+// socket. HandOver stops reading first.
 type PacketServer interface {
 	ServePacket(net.PacketConn) error
 	Shutdown(context.Context) error
@@ -83,6 +89,25 @@ type bound struct {
 	pc   net.PacketConn
 	file listen.File
 	raw  *os.File // a file, or a socket for another program
+	turn *turn    // of a packet socket whose sessions move; nil is at once
+}
+
+// turn is when a socket may be read.
+type turn struct {
+	come chan struct{}
+	once sync.Once
+}
+
+func (t *turn) wait() {
+	if t != nil {
+		<-t.come
+	}
+}
+
+func (t *turn) begin() {
+	if t != nil {
+		t.once.Do(func() { close(t.come) })
+	}
 }
 
 // Bind serves srv on each of the addresses: tcp://host:port, unix:/path?mode=0660

@@ -34,6 +34,7 @@ const (
 	msgClaim   msgKind = 33
 	msgDone    msgKind = 34
 	msgAnswers msgKind = 35 // with the link for done
+	msgMoved   msgKind = 36 // of which server all has moved that will: its name
 )
 
 // answerTime is how long the predecessor, when it has given up, waits for what is done
@@ -162,6 +163,11 @@ func (s *sender) write() {
 			return
 		}
 	}
+}
+
+// moved says that a server passes on no more.
+func (s *sender) moved(server string) {
+	s.link.send(message{kind: msgMoved, optional: true, body: []byte(server)})
 }
 
 // gather takes what else is queued; rest is what did not fit.
@@ -360,8 +366,9 @@ func decodeBatch(m message) (seq uint32, items []*moving, err error) {
 	return seq, items, err
 }
 
-// receiveConns is the successor's end. It returns when the predecessor is through.
-func receiveConns(l *link, take func(server string, state []byte, fds []int) error) (taken int, err error) {
+// receiveConns is the successor's end. It returns when the predecessor is through; moved
+// is called for each server that is through before.
+func receiveConns(l *link, take func(server string, state []byte, fds []int) error, moved func(server string)) (taken int, err error) {
 	defer l.close()
 	answers := l
 	defer func() { answers.close() }()
@@ -376,6 +383,9 @@ func receiveConns(l *link, take func(server string, state []byte, fds []int) err
 			if a, err := newLink(os.NewFile(uintptr(m.files[0]), "answers")); err == nil {
 				answers = a
 			}
+			continue
+		case m.kind == msgMoved:
+			moved(string(m.body))
 			continue
 		case m.kind != msgConns:
 			closeFiles(m.files)

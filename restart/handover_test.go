@@ -106,7 +106,7 @@ func TestConnectionsMoveInBatches(t *testing.T) {
 	s, o := newSender(a), newOwners()
 	received := make(chan int, 1)
 	go func() {
-		n, err := receiveConns(b, o.take)
+		n, err := receiveConns(b, o.take, nobody)
 		if err != nil {
 			t.Error(err)
 		}
@@ -157,6 +157,9 @@ func TestConnectionsMoveInBatches(t *testing.T) {
 }
 
 // What belongs together moves together, whatever its size; what is too much does not.
+// nobody is told which server is through.
+func nobody(string) {}
+
 func TestPairsAndLargeStatesMove(t *testing.T) {
 	leak.Check(t)
 	a, b := links(t)
@@ -169,7 +172,7 @@ func TestPairsAndLargeStatesMove(t *testing.T) {
 		got.Add(int64(len(state)))
 		closeFiles(fds)
 		return nil
-	})
+	}, nobody)
 	defer s.close()
 	var wg sync.WaitGroup
 	for _, size := range []int{0, 1, 64 << 10, maxBatch, maxBatch + 1, maxState} {
@@ -315,7 +318,7 @@ func TestGivingUpRacesWithClaims(t *testing.T) {
 			receiveConns(b, func(server string, state []byte, fds []int) error {
 				time.Sleep(slow / 4)
 				return o.take(server, state, fds)
-			})
+			}, nobody)
 		}()
 		ctx, cancel := context.WithTimeout(context.Background(), time.Duration(r.IntN(1000))*time.Microsecond)
 		stop := context.AfterFunc(ctx, s.giveUp)
@@ -359,7 +362,7 @@ func TestRefusedAfterGivingUp(t *testing.T) {
 				runtime.Gosched()
 			}
 			return errors.New("a state that I do not know")
-		})
+		}, nobody)
 	}()
 	go func() { <-claimed; s.giveUp() }()
 	if err := s.send("web", nil, []syscall.Conn{server}); err == nil {
@@ -399,7 +402,7 @@ func TestHostileBatches(t *testing.T) {
 			a, b := links(t)
 			took := make(chan error, 1)
 			go func() {
-				_, err := receiveConns(b, func(string, []byte, []int) error { t.Error("something was taken"); return nil })
+				_, err := receiveConns(b, func(string, []byte, []int) error { t.Error("something was taken"); return nil }, nobody)
 				took <- err
 			}()
 			_, x := peers(t)
@@ -582,7 +585,7 @@ func TestLostConnectionsStay(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &tight); err != nil {
 		t.Skip(err)
 	}
-	_, err = receiveConns(b, func(string, []byte, []int) error { t.Error("something was taken"); return nil })
+	_, err = receiveConns(b, func(string, []byte, []int) error { t.Error("something was taken"); return nil }, nobody)
 	unix.Setrlimit(unix.RLIMIT_NOFILE, &old)
 	if !errors.Is(err, errLost) {
 		t.Error(err)

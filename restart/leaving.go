@@ -71,6 +71,7 @@ func (w *underling) handOver(ctx context.Context, limit time.Duration, to *link)
 		name := b.name
 		wg.Go(func() {
 			err := m.HandOver(ctx, func(state []byte, conns ...syscall.Conn) error { return s.send(name, state, conns) })
+			s.moved(name)
 			if err != nil {
 				w.log.Warn("restart: hand over", "server", name, "err", err)
 			}
@@ -83,10 +84,18 @@ func (w *underling) handOver(ctx context.Context, limit time.Duration, to *link)
 	w.log.Info("restart: handed over", "connections", s.taken.Load(), "took", time.Since(start))
 }
 
-// takeOver takes what the predecessor passes on.
+// takeOver takes what the predecessor passes on, if there is one.
 func (w *underling) takeOver(from *link) {
+	defer w.begin(nil)
+	if from == nil {
+		return
+	}
 	taken, err := receiveConns(from, func(name string, state []byte, fds []int) error {
-		m, ok := w.serverOf(name).(Mover)
+		b := w.boundOf(name)
+		if b == nil {
+			return fmt.Errorf("restart: there is no %q", name)
+		}
+		m, ok := b.shutter().(Mover)
 		if !ok {
 			return fmt.Errorf("restart: there is no %q that takes connections", name)
 		}
@@ -94,6 +103,10 @@ func (w *underling) takeOver(from *link) {
 			unix.SetNonblock(fd, true)
 		}
 		return m.TakeOver(state, fds)
+	}, func(name string) {
+		if b := w.boundOf(name); b != nil {
+			w.begin(b)
+		}
 	})
 	if err != nil {
 		w.log.Warn("restart: take over", "err", err)

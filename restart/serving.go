@@ -54,7 +54,7 @@ func (w *worker) serve() <-chan error {
 		case kindStream:
 			run = func() error { return b.server.Serve(b.ln) }
 		case kindPacket:
-			run = func() error { return b.packet.ServePacket(b.pc) }
+			run = func() error { b.turn.wait(); return b.packet.ServePacket(b.pc) }
 		default:
 			continue
 		}
@@ -88,6 +88,7 @@ func (w *worker) shutdown(ctx context.Context) error {
 	for i, first := range w.servers() {
 		wg.Go(func() {
 			errs[i] = first.shutter().Shutdown(ctx)
+			w.begin(first)
 			for _, b := range w.binds {
 				if b.pc != nil && b.shares(first) {
 					b.pc.Close()
@@ -99,6 +100,24 @@ func (w *worker) shutdown(ctx context.Context) error {
 	err := closeAll(w.binds)
 	w.serving.Wait() // with its listener closed, Serve returns
 	return errors.Join(append(errs, err)...)
+}
+
+// hold has packet servers wait that are to be given something before they begin.
+func (w *worker) hold() {
+	for _, b := range w.binds {
+		if _, moves := b.shutter().(Mover); moves && b.kind == kindPacket {
+			b.turn = &turn{come: make(chan struct{})}
+		}
+	}
+}
+
+// begin ends the wait of the server of a binding; nil is of all.
+func (w *worker) begin(of *bound) {
+	for _, b := range w.binds {
+		if b.kind == kindPacket && (of == nil || b.shares(of)) {
+			b.turn.begin()
+		}
+	}
 }
 
 // servers are the servers, each by the first of its bindings, whatever else it is bound
@@ -128,11 +147,11 @@ func (b *bound) shares(o *bound) bool {
 	return b.first == o.first || reflect.ValueOf(b.shutter()).Comparable() && b.shutter() == o.shutter()
 }
 
-// serverOf finds a server by the name of one of its bindings.
-func (w *worker) serverOf(name string) shutter {
+// boundOf finds a server's binding by its name.
+func (w *worker) boundOf(name string) *bound {
 	for _, b := range w.binds {
 		if b.name == name && b.kind != kindFile {
-			return b.shutter()
+			return b
 		}
 	}
 	return nil

@@ -282,9 +282,7 @@ func (s *supervisor) commit() {
 	if err := s.sockets.keepOnly(g.wants); err != nil {
 		s.cfg.Log.Error("restart: the mode of a socket's file", "err", err)
 	}
-	if old != nil {
-		s.retire(old, g)
-	}
+	s.retire(old, g)
 	if !s.served {
 		s.served = true
 		if err := s.pidfile.write(); err != nil {
@@ -306,18 +304,26 @@ func (s *supervisor) commit() {
 	s.followUp()
 }
 
-// retire asks a generation to leave, passing on to its successor what it can.
+// retire asks a generation, if there is one, to leave, passing on to its successor what
+// it can.
 func (s *supervisor) retire(old, to *generation) {
-	old.phase = leaving
-	if !old.command && !to.command && old.protocol.has(featureConns) && to.protocol.has(featureConns) {
+	var ours, theirs []*os.File
+	if old != nil && old.passesOn() && to.passesOn() {
 		if a, b, err := pair(); err == nil {
-			old.leave(s.cfg.Timeouts.Drain, a)
-			to.send(message{kind: msgTake}, b)
-			return
+			ours, theirs = []*os.File{a}, []*os.File{b}
 		}
 	}
-	old.leave(s.cfg.Timeouts.Drain)
+	if old != nil {
+		old.phase = leaving
+		old.leave(s.cfg.Timeouts.Drain, ours...)
+	}
+	if to.passesOn() {
+		to.send(message{kind: msgTake}, theirs...) // without a link there is nothing to take
+	}
 }
+
+// passesOn reports whether connections may move from or to a generation.
+func (g *generation) passesOn() bool { return !g.command && g.protocol.has(featureConns) }
 
 // followUp starts the restart that was asked for during the last one.
 func (s *supervisor) followUp() {

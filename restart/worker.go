@@ -113,6 +113,7 @@ func (w *underling) run(ctx context.Context) error {
 	if err := w.prepare(ctx, state); err != nil {
 		return errors.Join(err, closeAll(w.binds))
 	}
+	w.hold()
 	failed := w.serve()
 	ready, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -346,14 +347,13 @@ func (w *underling) heed(ctx context.Context, m message) {
 			}
 		})
 	case msgTake:
-		if from := w.linkTo("predecessor", m); from != nil {
-			arriving := make(chan struct{})
-			w.arriving = arriving
-			w.tasks.Go(func() {
-				defer close(arriving)
-				w.takeOver(from)
-			})
-		}
+		from := w.linkTo("predecessor", m)
+		arriving := make(chan struct{})
+		w.arriving = arriving
+		w.tasks.Go(func() {
+			defer close(arriving)
+			w.takeOver(from)
+		})
 	default:
 		closeFiles(m.files)
 	}

@@ -13,7 +13,7 @@ type PacketStats struct {
 	Elapsed time.Duration // since the first socket was served
 
 	Received, ReceivedBytes uint64 // datagrams, dropped ones too, and what was in them
-	Sent, SentBytes         uint64
+	Sent, SentBytes         uint64 // replies, those too that the system did not take: see SendErrors
 	Dropped                 Drops
 	Duplicates              uint64 // answered, or not, as before: see Packets.Dedup
 	Amplified               uint64 // replies refused by Amplification

@@ -79,8 +79,8 @@ func (w *worker) run() error {
 		for i := range w.in[:n] {
 			w.take(&w.in[i])
 		}
-		w.report() // first, so that who has a reply finds it counted
 		w.flush()
+		w.report()
 	}
 }
 
@@ -184,11 +184,11 @@ func (w *worker) flush() {
 	if len(w.out) == 0 {
 		return
 	}
+	w.sent += uint64(len(w.out))
+	w.sentBytes += uint64(len(w.text))
+	w.report() // first, so that who has a reply finds it counted
 	failed, _ := w.conn.Send(w.out)
 	w.sendErrors += uint64(failed)
-	w.sent += uint64(len(w.out) - failed)
-	w.sentBytes += uint64(len(w.text)) // of those that failed too: nobody counts them one by one
-	w.report()
 	clear(w.out)
 	w.out, w.text, w.begin = w.out[:0], w.text[:0], 0
 }
