@@ -78,6 +78,7 @@ func (h *hub) freeze() (moving []*session, left int) {
 			left++
 		case len(moving) < sessionsAtOnce:
 			h.unwatch(s)
+			h.unnumber(s)          // what this turn has yet to tell is the successor's
 			h.queueOf(s).remove(s) // nor is it idle now
 			moving = append(moving, s)
 		}
@@ -91,7 +92,7 @@ func (h *hub) settled(moving []*session, err error) {
 		h.queueOf(s).add(s)
 		if err != nil {
 			s.stays = true
-			if h.watch(s) != nil {
+			if h.number(s); h.watch(s) != nil {
 				h.end(s, Cut)
 			}
 			continue

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,16 +42,26 @@ func runProxy(back string) error {
 		return err
 	}
 	defer c.Close()
+	cfg := restart.Config{
+		Admin:    os.Getenv("PROXY_TEST_ADMIN"),
+		Timeouts: restart.Timeouts{Confirm: -1, Drain: 10 * time.Second},
+		Log:      slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	}
+	listen := os.Getenv("PROXY_TEST_LISTEN")
+	if strings.HasPrefix(listen, "udp:") {
+		p, err := proxy.NewPackets(proxy.PacketConfig{Cluster: c})
+		if err != nil {
+			return err
+		}
+		defer p.Close()
+		return restart.Run(context.Background(), cfg, restart.BindPacket(p, listen))
+	}
 	p, err := proxy.New(proxy.Config{Cluster: c})
 	if err != nil {
 		return err
 	}
 	defer p.Close()
-	return restart.Run(context.Background(), restart.Config{
-		Admin:    os.Getenv("PROXY_TEST_ADMIN"),
-		Timeouts: restart.Timeouts{Confirm: -1, Drain: 10 * time.Second},
-		Log:      slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	}, restart.Bind(p, os.Getenv("PROXY_TEST_LISTEN")))
+	return restart.Run(context.Background(), cfg, restart.Bind(p, listen))
 }
 
 // startProgram runs the proxy as a program of its own, and returns where it listens and
@@ -61,8 +72,12 @@ func startProgram(t *testing.T, back string) (addr, admin string) {
 	addr = ln.Addr().String()
 	ln.Close()
 	admin = filepath.Join(t.TempDir(), "proxy.sock")
+	at := "tcp://" + addr
+	if strings.HasPrefix(back, "udp:") {
+		at = "udp://" + addr
+	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "PROXY_TEST_BACKEND="+back, "PROXY_TEST_ADMIN="+admin, "PROXY_TEST_LISTEN=tcp://"+addr)
+	cmd.Env = append(os.Environ(), "PROXY_TEST_BACKEND="+back, "PROXY_TEST_ADMIN="+admin, "PROXY_TEST_LISTEN="+at)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
