@@ -2,6 +2,7 @@ package integrations
 
 import (
 	"fmt"
+	"log"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,35 +11,40 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if built.dir != "" {
-		os.RemoveAll(built.dir)
+	var err error
+	if built.dir, err = os.MkdirTemp("", "holdfast-bin-"); err != nil {
+		log.Fatal(err)
 	}
+	code := m.Run()
+	os.RemoveAll(built.dir)
 	os.Exit(code)
 }
 
+// built are our programs, each built when the first test wants it, and without the race
+// detector: what runs beside them here is not ours.
 var built struct {
-	once sync.Once
-	dir  string
-	err  error
+	dir    string
+	builds sync.Map // by name: func() error
 }
 
-// holdfastProgram is the program, built once for all tests that want it, and without
-// the race detector: what runs beside it here is not ours.
+// program builds one of them, and returns its path.
+func program(t *testing.T, name, folder string) string {
+	t.Helper()
+	path := filepath.Join(built.dir, name)
+	build, _ := built.builds.LoadOrStore(name, sync.OnceValue(func() error {
+		out, err := exec.Command("go", "build", "-C", folder, "-buildvcs=false", "-o", path, ".").CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+		return nil
+	}))
+	if err := build.(func() error)(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func holdfastProgram(t *testing.T) string {
 	t.Helper()
-	built.once.Do(func() {
-		if built.dir, built.err = os.MkdirTemp("", "holdfast-bin-"); built.err != nil {
-			return
-		}
-		build := exec.Command("go", "build", "-buildvcs=false", "-o", built.dir, ".")
-		build.Dir = filepath.Join("..", "cmd", "holdfast")
-		if out, err := build.CombinedOutput(); err != nil {
-			built.err = fmt.Errorf("build holdfast: %w\n%s", err, out)
-		}
-	})
-	if built.err != nil {
-		t.Fatal(built.err)
-	}
-	return filepath.Join(built.dir, "holdfast")
+	return program(t, "holdfast", filepath.Join("..", "cmd", "holdfast"))
 }

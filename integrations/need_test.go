@@ -42,7 +42,7 @@ func missing(t *testing.T, why string) {
 
 // Every peer in one place, so that a machine that lacks one says so once.
 func TestPeersAreInstalled(t *testing.T) {
-	for _, program := range []string{"redis-server", "postgres", "initdb", "haproxy", "nginx", "python3", "openssl", "nft", "ip", "ss"} {
+	for _, program := range []string{"redis-server", "postgres", "initdb", "haproxy", "nginx", "python3", "openssl", "dig", "nft", "ip", "ss"} {
 		t.Run(program, func(t *testing.T) { need(t, program) })
 	}
 	t.Run("root", needRoot)

@@ -41,9 +41,9 @@ type restartBench struct {
 func (p *program) benchCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "bench", Short: "Measure what matters here", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			return usage(errors.New("bench: want what to measure"), "holdfast bench restart --help")
+			return usage(errors.New("bench: want what to measure: restart or udp"), "holdfast bench --help")
 		}}
-	cmd.AddCommand(p.benchRestartCommand())
+	cmd.AddCommand(p.benchRestartCommand(), p.benchUDPCommand())
 	return cmd
 }
 

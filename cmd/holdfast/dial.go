@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/holdfast-net/holdfast"
@@ -20,6 +21,8 @@ type dialOptions struct {
 	line       bool
 	idempotent bool
 	timeout    time.Duration
+	linger     time.Duration
+	lingers    bool // --linger was given
 }
 
 func (p *program) dialCommand() *cobra.Command {
@@ -33,33 +36,42 @@ the input ends the sending direction only: output goes on until the peer ends it
 With --line every line of the input is one request that wants one line back, sent
 to the first address that works, over kept connections. A line that could not be
 sent goes to the next address; one that may have been received already, or whose
-reply takes more than 2s, only with --idempotent.`,
+reply takes more than 2s, only with --idempotent.
+
+To udp:// each line goes as one datagram, without its newline, and each datagram that
+comes is printed, with a newline if it has none. As nobody says when the last one has
+come, --linger does. With --line a line that is not answered by one datagram within 2s
+to 3s is an error; with --idempotent it is sent again, to the next address if there is
+one.`,
 		Example: `  printf 'PING\r\n' | holdfast dial 10.0.0.1:6379,10.0.0.2:6379
-  holdfast dial --line tls://a.example:7000,tls://b.example:7000 <questions >answers`,
+  holdfast dial --line tls://a.example:7000,tls://b.example:7000 <questions >answers
+  echo PING | holdfast dial --linger 200ms udp://10.0.0.1:7000`,
 		Args: addresses,
-		RunE: func(cmd *cobra.Command, args []string) error { return p.dial(cmd.Context(), args[0], o) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.lingers = cmd.Flags().Changed("linger")
+			return p.dial(cmd.Context(), args[0], o)
+		},
 	}
 	o.tls.add(cmd.Flags())
 	cmd.Flags().BoolVar(&o.line, "line", false, "send line by line and print the line that comes back for each")
 	cmd.Flags().BoolVar(&o.idempotent, "idempotent", false, "with --line: a line may be sent twice if its reply is lost or late")
 	cmd.Flags().DurationVar(&o.timeout, "timeout", 0, "end after so long, with exit code 124; 0 means never")
+	cmd.Flags().DurationVar(&o.linger, "linger", time.Second, "to udp://: how long datagrams are still printed after the end of the input")
 	return cmd
 }
 
 func (p *program) dial(ctx context.Context, arg string, o dialOptions) error {
-	_, addrs, err := o.tls.endpoints(arg)
+	endpoints, addrs, err := o.tls.endpoints(arg)
 	if err != nil {
 		return err
 	}
-	if o.idempotent && !o.line {
-		return usage(errors.New("--idempotent needs --line: a stream cannot be sent twice"), "")
-	}
-	cfg := holdfast.Config{Picker: holdfast.Ordered()}
-	if cfg.TLS, err = o.tls.config(); err != nil {
+	udp, err := o.check(endpoints)
+	if err != nil {
 		return err
 	}
-	if o.idempotent {
-		cfg.Retry = holdfast.Retry{Attempts: 2 * len(addrs), PerTry: 2 * time.Second}
+	cfg, err := o.config(len(addrs))
+	if err != nil {
+		return err
 	}
 	c, err := holdfast.New(holdfast.Static(addrs...), cfg)
 	if err != nil {
@@ -71,10 +83,63 @@ func (p *program) dial(ctx context.Context, arg string, o dialOptions) error {
 		ctx, cancel = context.WithTimeoutCause(ctx, o.timeout, fmt.Errorf("--timeout of %v is over: %w", o.timeout, context.DeadlineExceeded))
 		defer cancel()
 	}
-	if o.line {
-		return p.lines(ctx, c, o.idempotent)
+	switch {
+	case o.line && udp:
+		return p.lines(ctx, o.safety(), c, exchangeLine)
+	case o.line:
+		return p.lines(ctx, o.safety(), c, askLine)
+	case udp:
+		return p.datagrams(ctx, c, o.linger)
 	}
 	return p.stream(ctx, c)
+}
+
+// check finds what does not go together, and reports whether it is about datagrams.
+func (o *dialOptions) check(endpoints []holdfast.Endpoint) (udp bool, err error) {
+	udp = networkOf(endpoints[0]) == "udp"
+	isOther := func(e holdfast.Endpoint) bool { return (networkOf(e) == "udp") != udp }
+	switch {
+	case o.idempotent && !o.line:
+		err = errors.New("--idempotent needs --line: what has no replies cannot be sent twice")
+	case slices.ContainsFunc(endpoints, isOther):
+		err = errors.New("streams and udp:// do not stand for one another")
+	case o.lingers && (!udp || o.line):
+		err = errors.New("--linger is for udp:// without --line: the rest knows its end")
+	case o.linger < 0:
+		err = fmt.Errorf("--linger %v: want 0 or more", o.linger)
+	case udp && o.tls.given():
+		err = errors.New("there is no TLS over udp://")
+	case udp && !o.line && len(endpoints) > 1:
+		return udp, usage(errors.New("datagrams go to one address: nothing tells that it does not get them"),
+			"with --line each line wants an answer, and goes to the next address without one")
+	}
+	if err != nil {
+		return udp, usage(err, "")
+	}
+	return udp, nil
+}
+
+// perLine is how long one address has for its reply to a line.
+const perLine = 2 * time.Second
+
+func (o *dialOptions) config(addrs int) (cfg holdfast.Config, err error) {
+	cfg.Picker = holdfast.Ordered()
+	if cfg.TLS, err = o.tls.config(); err != nil {
+		return cfg, err
+	}
+	cfg.Datagrams = holdfast.Datagrams{Max: -1, First: perLine, Least: perLine, Most: perLine}
+	if o.idempotent {
+		cfg.Retry = holdfast.Retry{Attempts: 2 * addrs, PerTry: perLine}
+		cfg.Datagrams.Sends = 2 * addrs
+	}
+	return cfg, nil
+}
+
+func (o *dialOptions) safety() holdfast.Safety {
+	if o.idempotent {
+		return holdfast.Idempotent
+	}
+	return holdfast.Unsafe
 }
 
 // stream connects the standard streams to a connection until both directions have
@@ -103,9 +168,6 @@ func (p *program) stream(ctx context.Context, c *holdfast.Cluster) error {
 // send copies the input to the connection and then ends the sending direction.
 func send(conn *holdfast.Conn, in io.Reader) error {
 	_, err := io.Copy(conn, in)
-	if conn.Node().Endpoint().Network == "udp" {
-		return err // datagrams have no end; --timeout ends the wait for more
-	}
 	return cmp.Or(err, conn.CloseWrite())
 }
 
@@ -134,18 +196,12 @@ const maxLine = 64 << 10
 // lines sends each line of the input as an operation of its own and prints the
 // line that comes back. It stops at the first that fails, so that the output never
 // loses its correspondence to the input.
-func (p *program) lines(ctx context.Context, c *holdfast.Cluster, idempotent bool) error {
-	safety := holdfast.Unsafe
-	if idempotent {
-		safety = holdfast.Idempotent
-	}
-	input := make(chan []byte)
-	ended := make(chan error, 1)
-	go func() { ended <- readLines(ctx, p.in, input) }() // as in stream: ends with its input, or with the process
+func (p *program) lines(ctx context.Context, safety holdfast.Safety, c *holdfast.Cluster, ask asker) error {
+	input, ended := p.inputLines(ctx)
 	for number := 1; ; number++ {
 		select {
 		case line := <-input:
-			reply, err := askLine(ctx, c, safety, line)
+			reply, err := ask(ctx, c, safety, line)
 			if err != nil {
 				return fmt.Errorf("line %d: %w", number, err)
 			}
@@ -158,6 +214,13 @@ func (p *program) lines(ctx context.Context, c *holdfast.Cluster, idempotent boo
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// inputLines reads the input. As in stream, that ends with the input or the process.
+func (p *program) inputLines(ctx context.Context) (lines <-chan []byte, ended <-chan error) {
+	input, end := make(chan []byte), make(chan error, 1)
+	go func() { end <- readLines(ctx, p.in, input) }()
+	return input, end
 }
 
 // readLines hands on line after line, each with its newline.
@@ -185,7 +248,12 @@ func readLines(ctx context.Context, in io.Reader, lines chan<- []byte) error {
 	}
 }
 
-// askLine is one operation: a line there, a line back.
+var errTwoLines = errors.New("the reply is more than one line: this protocol is not for --line")
+
+// asker sends one line as an operation and returns the line that comes back.
+type asker func(ctx context.Context, c *holdfast.Cluster, safety holdfast.Safety, line []byte) (reply []byte, err error)
+
+// askLine asks over a stream.
 func askLine(ctx context.Context, c *holdfast.Cluster, safety holdfast.Safety, line []byte) (reply []byte, err error) {
 	err = c.Do(ctx, safety, func(_ context.Context, conn *holdfast.Conn) error {
 		if _, err := conn.Write(line); err != nil {
@@ -201,7 +269,7 @@ func askLine(ctx context.Context, c *holdfast.Cluster, safety holdfast.Safety, l
 		case err != nil:
 			return err
 		case r.Buffered() > 0: // whose would the rest be?
-			return errors.New("the reply is more than one line: this protocol is not for --line")
+			return errTwoLines
 		}
 		reply = bytes.Clone(got)
 		return nil

@@ -11,6 +11,7 @@
 //	holdfast backend drain|ready|weight|add|rm|why ADDR
 //	holdfast restart|status|drain|stop|reopen NAME
 //	holdfast bench restart ADDR    what a server loses while it is restarted
+//	holdfast bench udp ADDR        round trips of datagrams to an echo
 //	holdfast version
 //	holdfast completion SHELL
 //

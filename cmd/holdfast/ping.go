@@ -277,11 +277,14 @@ func (pg *pinger) measure(ctx context.Context, t *target) (s sample, err error) 
 	return s, nil
 }
 
-func (t *target) network() string {
+func (t *target) network() string { return networkOf(t.endpoint) }
+
+// networkOf is what an endpoint is dialed by, also where the service of a name says so.
+func networkOf(e holdfast.Endpoint) string {
 	switch {
-	case t.endpoint.Network != "srv":
-		return t.endpoint.Network
-	case strings.Contains(t.endpoint.Addr, "._udp."):
+	case e.Network != "srv":
+		return e.Network
+	case strings.Contains(e.Addr, "._udp."):
 		return "udp"
 	}
 	return "tcp"

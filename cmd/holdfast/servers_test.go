@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"io"
 	"math/big"
 	"net"
@@ -33,6 +34,9 @@ func startServers(t *testing.T) []string {
 		"TWICE=" + serveAt(t, nil, eachLine(func(line string) string { return line + line })),
 		"HANGUP=" + serveAt(t, nil, eachLine(func(string) string { return "" })),
 		"SILENT=" + silent,
+		"PACKETS=" + packetsAt(t, func(m []byte) [][]byte { return [][]byte{m} }),
+		"MUTE=" + packetsAt(t, func([]byte) [][]byte { return nil }),
+		"TWOLINES=" + packetsAt(t, func(m []byte) [][]byte { return [][]byte{append(m, "\nmore"...)} }),
 		"SECURE=" + serveAt(t, &tls.Config{Certificates: []tls.Certificate{identity}}, upper),
 		"CA=" + ca,
 	}
@@ -80,6 +84,37 @@ func serveAt(t *testing.T, secure *tls.Config, handle func(net.Conn)) string {
 		wg.Wait()
 	})
 	return addr
+}
+
+// packetsAt answers each datagram by some until the test ends, one after the other, and
+// returns the address.
+func packetsAt(t *testing.T, answer func(m []byte) [][]byte) string {
+	t.Helper()
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		b := make([]byte, 64<<10)
+		for {
+			n, from, err := pc.ReadFrom(b)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				continue // Windows tells here that a client has gone
+			}
+			for _, m := range answer(bytes.Clone(b[:n])) {
+				pc.WriteTo(m, from)
+			}
+		}
+	})
+	t.Cleanup(func() {
+		pc.Close()
+		wg.Wait()
+	})
+	return pc.LocalAddr().String()
 }
 
 // upper answers when it has read to the end: only a half-close makes it speak.

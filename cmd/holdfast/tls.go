@@ -24,9 +24,14 @@ func (f *tlsFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.sni, "sni", "", "name to send and to verify, for addresses without ?sni=")
 }
 
+// given reports whether a flag asks for a file or a key.
+func (f *tlsFlags) given() bool {
+	return f.files.CA != "" || f.files.Cert != "" || f.files.Key != "" || f.files.Pins != nil
+}
+
 // config reads the files. It is nil when no flag asks for any.
 func (f *tlsFlags) config() (*tls.Config, error) {
-	if f.files.CA == "" && f.files.Cert == "" && f.files.Key == "" && f.files.Pins == nil {
+	if !f.given() {
 		return nil, nil
 	}
 	cfg, err := f.files.Config()
