@@ -77,6 +77,7 @@ func proxyRows() (rows []proxyRow) {
 	bulk.unit, bulk.task.Conns, bulk.peers = "GB", 8, []setting{haproxyPlain, nginx16, nginx64}
 	rows = append(rows, tls("full handshakes, ECDSA", "tls", "ecdsa"), tls("full handshakes, RSA 2048", "tls", "rsa"),
 		tls("resumed", "tls resumed", "ecdsa"), bulk)
+	rows = append(rows, udpRows()...)
 	return append(rows, proxyRow{name: "proxy: ping-pong 100 B, 64 connections, 50 % load, forced GC", unit: "message", task: echo(64, 100), at: pinned,
 		peers: []setting{haproxyPlain}, open: 0.5, collect: true, tailBar: 2})
 }
@@ -174,8 +175,8 @@ func (b *bench) end() {
 }
 
 // setUp starts backend, clients and proxies.
-func setUp(at placing, cert string, maxConns int, settings ...setting) (b *bench, err error) {
-	b = &bench{hosting: hosting{placing: at, maxConns: maxConns}}
+func setUp(h hosting, cert string, settings ...setting) (b *bench, err error) {
+	b = &bench{hosting: h}
 	defer func() {
 		if err != nil {
 			b.end()
@@ -191,13 +192,13 @@ func setUp(at placing, cert string, maxConns int, settings ...setting) (b *bench
 			return b, err
 		}
 	}
-	backend, addr, err := startAsker("proxy-backend", at.back)
+	backend, addr, err := startAsker("proxy-backend", h.back)
 	if err != nil {
 		return b, err
 	}
 	b.backend = addr
 	b.ends = append(b.ends, backend.stop)
-	if b.load, _, err = startAsker("proxy-load", at.back); err != nil {
+	if b.load, _, err = startAsker("proxy-load", h.back); err != nil {
 		return b, err
 	}
 	b.ends = append(b.ends, b.load.stop)
@@ -241,7 +242,7 @@ func (r proxyRow) measure(rounds int) (c comparison, err error) {
 	if r.redis != nil {
 		b, err = setUpRedis(r.at, c.order)
 	} else {
-		b, err = setUp(r.at, r.cert, 0, c.order...)
+		b, err = setUp(hosting{placing: r.at, packets: r.task.Kind == "udp"}, r.cert, c.order...)
 	}
 	if err != nil {
 		return c, err

@@ -130,6 +130,11 @@ func beBackend() error {
 	if err != nil {
 		return err
 	}
+	echo, packets, err := newPacketEcho(ln.Addr())
+	if err != nil {
+		return err
+	}
+	p.add(packets, unix.EPOLLIN, int32(packets))
 	b := &backendLoop{poller: p, ln: int(f.Fd()), buf: make([]byte, 256<<10)}
 	unix.SetNonblock(b.ln, true)
 	p.add(b.ln, unix.EPOLLIN, int32(b.ln))
@@ -138,11 +143,14 @@ func beBackend() error {
 	defer runtime.KeepAlive(f) // the collector would close it
 	for {
 		for _, ev := range p.wait(time.Hour) {
-			if int(ev.Fd) == b.ln {
+			switch int(ev.Fd) {
+			case b.ln:
 				b.accept()
-				continue
+			case packets:
+				echo.turn()
+			default:
+				b.handle(int(ev.Fd), ev.Events)
 			}
-			b.handle(int(ev.Fd), ev.Events)
 		}
 	}
 }

@@ -69,7 +69,7 @@ func sizeName(n int) string {
 }
 
 func idleOf(s setting, conns int) (got [2]footprint, err error) {
-	b, err := setUp(pinned, "", 9400, s)
+	b, err := setUp(hosting{placing: pinned, maxConns: 9400}, "", s)
 	if err != nil {
 		return got, err
 	}
@@ -159,7 +159,7 @@ func settled(pids []int) error {
 }
 
 func stalledOf(s setting, quick bool) (got stalled, err error) {
-	b, err := setUp(pinned, "", 9400, s)
+	b, err := setUp(hosting{placing: pinned, maxConns: 9400}, "", s)
 	if err != nil {
 		return got, err
 	}

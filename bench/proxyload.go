@@ -120,6 +120,8 @@ func beLoad() error {
 		switch t.Kind {
 		case "echo":
 			err = echoLoad(t, &r)
+		case "udp":
+			err = udpLoad(t, &r)
 		case "up", "down":
 			err = bulkLoad(t, &r)
 		case "churn":

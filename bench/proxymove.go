@@ -138,7 +138,7 @@ func proxyPause(quick bool) ([]figure, any, error) {
 }
 
 func pausesOf(s setting, rounds int) (got moved, err error) {
-	b, err := setUp(unpinned, "", 0)
+	b, err := setUp(hosting{placing: unpinned}, "")
 	if err != nil {
 		return got, err
 	}
@@ -200,7 +200,7 @@ func proxyRestarts(quick bool) ([]figure, any, error) {
 }
 
 func restartsOf(s setting, restarts int) (got moved, err error) {
-	b, err := setUp(unpinned, "", 0)
+	b, err := setUp(hosting{placing: unpinned}, "")
 	if err != nil {
 		return got, err
 	}

@@ -89,6 +89,7 @@ type hosting struct {
 	backend  string
 	maxConns int
 	cert     string // PEM, of certificate and key; "" is no TLS
+	packets  bool   // datagrams too
 }
 
 // start runs a proxy and waits until it listens.
@@ -163,6 +164,9 @@ func oursCommand(h hosting, addr string) (*exec.Cmd, error) {
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), childVar+"=proxy", "GOMAXPROCS="+strconv.Itoa(h.workers), "ADDR="+addr, "BACKEND="+h.backend, "CERT="+h.cert)
+	if h.packets {
+		cmd.Env = append(cmd.Env, "PACKETS=1")
+	}
 	return cmd, nil
 }
 
@@ -213,12 +217,16 @@ func (s setting) nginxCommand(h hosting, addr, dir string) (*exec.Cmd, error) {
 		listen += " ssl"
 		tls = fmt.Sprintf("ssl_certificate %s; ssl_certificate_key %s; ssl_protocols TLSv1.3; ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;", h.cert, h.cert)
 	}
+	packets := ""
+	if h.packets {
+		packets = fmt.Sprintf("server { listen %s udp rcvbuf=4m sndbuf=4m; proxy_pass %s; proxy_timeout 1m; }", addr, h.backend)
+	}
 	conf := fmt.Sprintf(`load_module %s;
 daemon off; worker_processes %d; worker_rlimit_nofile 20000; pid %s/nginx.pid; error_log /dev/null crit;
 events { worker_connections 18500; }
 stream { server { listen %s backlog=4096%s; %s proxy_pass %s; proxy_timeout 1h; proxy_connect_timeout 5s;
-  proxy_buffer_size %dk; proxy_half_close on; tcp_nodelay on; } }
-`, module, h.workers, dir, addr, listen, tls, h.backend, s.buffers)
+  proxy_buffer_size %dk; proxy_half_close on; tcp_nodelay on; } %s }
+`, module, h.workers, dir, addr, listen, tls, h.backend, s.buffers, packets)
 	return exec.Command(path, "-c", dir+"/nginx.conf", "-p", dir, "-e", "/dev/null"), os.WriteFile(filepath.Join(dir, "nginx.conf"), []byte(conf), 0o644)
 }
 
@@ -261,6 +269,11 @@ func beProxy() error {
 	ln, err := net.Listen("tcp", os.Getenv("ADDR"))
 	if err != nil {
 		return err
+	}
+	if os.Getenv("PACKETS") != "" {
+		if err := servePackets(os.Getenv("ADDR")); err != nil {
+			return err
+		}
 	}
 	stop := make(chan os.Signal, 1)
 	go func() {

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/holdfast-net/holdfast"
+	"github.com/holdfast-net/holdfast/internal/mmsg"
+	"github.com/holdfast-net/holdfast/proxy"
+	"golang.org/x/sys/unix"
+)
+
+// udpRows are the loads of datagrams: each socket of the clients is a session, with four
+// datagrams of 100 bytes under way. HAProxy has no datagrams.
+func udpRows() (rows []proxyRow) {
+	for _, conns := range []int{64, 1000} {
+		rows = append(rows, proxyRow{name: fmt.Sprintf("proxy: UDP round trip 100 B, %s sessions", thousands(conns)), unit: "message",
+			task:  task{Kind: "udp", Conns: conns, Size: 100, Warm: 200 * time.Millisecond, For: 400 * time.Millisecond},
+			peers: []setting{nginx16}, at: pinned, cpuBar: 0.8})
+	}
+	return rows
+}
+
+// servePackets is ours for datagrams, in the background of beProxy, at the same address.
+func servePackets(addr string) error {
+	backends, err := holdfast.New(holdfast.Static("udp://"+os.Getenv("BACKEND")), holdfast.Config{})
+	if err != nil {
+		return err
+	}
+	cfg := proxy.PacketConfig{Cluster: backends}
+	cfg.Limits.MaxPerIP = -1 // all clients are here
+	p, err := proxy.NewPackets(cfg)
+	if err != nil {
+		return err
+	}
+	pc, err := net.ListenPacket("udp", addr)
+	if err != nil {
+		return err
+	}
+	go p.ServePacket(pc) // ends with the process
+	return nil
+}
+
+// packetEcho sends back what comes to the backend as a datagram.
+type packetEcho struct {
+	conn *mmsg.Conn
+	in   []mmsg.Message
+	out  []mmsg.Message
+}
+
+func newPacketEcho(addr net.Addr) (e *packetEcho, fd int, err error) {
+	pc, err := net.ListenPacket("udp", addr.String())
+	if err != nil {
+		return nil, 0, err
+	}
+	udp := pc.(*net.UDPConn)
+	udp.SetReadBuffer(4 << 20)
+	udp.SetWriteBuffer(4 << 20)
+	e = &packetEcho{conn: mmsg.New(udp, mmsg.Options{NoGSO: true}), in: make([]mmsg.Message, 64)}
+	for i := range e.in {
+		e.in[i].Buf = make([]byte, 2048)
+	}
+	raw, err := udp.SyscallConn()
+	if err == nil {
+		raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
+	}
+	return e, fd, err
+}
+
+func (e *packetEcho) turn() {
+	n, err := e.conn.Poll(e.in)
+	if err != nil || n == 0 {
+		return
+	}
+	e.out = e.out[:0]
+	for _, m := range e.in[:n] {
+		m.Buf = m.Buf[:m.N]
+		e.out = append(e.out, m)
+	}
+	e.conn.Send(e.out)
+}
+
+// underWay is how many datagrams of a client are.
+const underWay = 4
+
+// udpSocket is one of the clients.
+type udpSocket struct {
+	fd    int
+	seq   uint64
+	slots [underWay]struct {
+		seq  uint64 // 0 is none
+		sent time.Time
+	}
+}
+
+type udpLoop struct {
+	*poller
+	*window
+	socks []udpSocket
+	msg   []byte
+	buf   []byte
+	stop  bool
+}
+
+func udpLoad(t task, r *result) error {
+	p, err := newPoller()
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	to, err := rawAddr(t.Addr)
+	if err != nil {
+		return err
+	}
+	l := &udpLoop{poller: p, window: newWindow(t, r), msg: bytes.Clone(pattern[1 : 1+t.Size]), buf: make([]byte, 64<<10)}
+	l.socks = make([]udpSocket, t.Conns)
+	defer func() {
+		for i := range l.socks {
+			unix.Close(l.socks[i].fd)
+		}
+	}()
+	for i := range l.socks {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			l.socks[i].fd = fd
+			err = unix.Connect(fd, to)
+		}
+		if err != nil {
+			return err
+		}
+		l.add(fd, unix.EPOLLIN, int32(i))
+	}
+	l.run()
+	return nil
+}
+
+func (l *udpLoop) run() {
+	now := time.Now()
+	for i := range l.socks {
+		for range underWay {
+			l.send(i, now)
+		}
+	}
+	for !l.over(now) {
+		for _, ev := range l.wait(l.left(now)) {
+			l.read(int(ev.Fd))
+		}
+		now = time.Now()
+	}
+	l.stop = true
+	for limit := now.Add(2 * time.Second); l.outstanding() > 0 && now.Before(limit); now = time.Now() {
+		for _, ev := range l.wait(100 * time.Millisecond) {
+			l.read(int(ev.Fd))
+		}
+	}
+	for range l.outstanding() {
+		l.fail(errors.New("a datagram is lost"))
+	}
+}
+
+func (l *udpLoop) outstanding() (n int) {
+	for i := range l.socks {
+		for _, s := range l.socks[i].slots {
+			if s.seq != 0 {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+func (l *udpLoop) send(i int, now time.Time) {
+	c := &l.socks[i]
+	c.seq++
+	slot := &c.slots[c.seq%underWay]
+	if slot.seq != 0 {
+		return // of the four one is lost
+	}
+	slot.seq, slot.sent = c.seq, now
+	l.address(i, c.seq)
+	if n, e := rawWrite(c.fd, l.msg); e != 0 || n < len(l.msg) {
+		l.fail(fmt.Errorf("write: %d bytes, %v", n, e))
+	}
+}
+
+func (l *udpLoop) address(i int, seq uint64) {
+	binary.LittleEndian.PutUint64(l.msg, seq)
+	binary.LittleEndian.PutUint32(l.msg[8:], uint32(i))
+}
+
+func (l *udpLoop) read(i int) {
+	c := &l.socks[i]
+	n, e := rawRead(c.fd, l.buf)
+	if e == unix.EAGAIN {
+		return
+	}
+	if e != 0 || n != len(l.msg) {
+		l.fail(fmt.Errorf("read: %d bytes, %v", n, e))
+		return
+	}
+	seq := binary.LittleEndian.Uint64(l.buf)
+	slot := &c.slots[seq%underWay]
+	l.address(i, seq)
+	if slot.seq != seq || !bytes.Equal(l.buf[:n], l.msg) {
+		l.fail(errors.New("a wrong answer"))
+		return
+	}
+	now := time.Now()
+	l.count(1, now.Sub(slot.sent))
+	slot.seq = 0
+	if !l.stop {
+		l.send(i, now)
+	}
+}
