@@ -43,6 +43,8 @@ type hub struct {
 	places  map[*holdfast.Node]*place
 	looked  time.Duration // when nodes were looked at
 	scratch []byte
+	staged  []*session // that have something to be sent
+	iovs    []iovecs
 	tally   packetTally
 	logged  time.Duration
 	silent  int

@@ -8,6 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+type iovecs = unix.Iovec
+
 // turn waits, and sees to what has come. What belongs to one turn leaves together.
 func (h *hub) turn() {
 	n := h.wait(false)
@@ -40,20 +42,31 @@ func (h *hub) hear() {
 	for i := range h.in[:n] {
 		h.arrive(&h.in[i])
 	}
+	h.shipAll()
 }
 
-// hearBack takes one datagram of a node: if there are more, that is another event.
+// hearBack takes what a node has sent, so that it leaves as a run. If there is much, that
+// is another event.
 func (h *hub) hearBack(s *session) {
-	n, e := sysRead(s.way.fd, h.room())
-	switch e {
-	case 0:
-		key := s.key
-		if h.replied(s, n) {
-			h.deliver(&key, n)
+	r := s.ref()
+	for range maxRun / 4 {
+		n, e := sysRead(s.way.fd, h.room())
+		switch e {
+		case 0:
+			key := s.key
+			if h.replied(s, n) {
+				h.deliver(&key, n)
+			}
+			if h.find(r) == nil {
+				return // that was the last one
+			}
+		case unix.EAGAIN:
+			return
+		case unix.EINTR:
+		default:
+			h.refused(s, e, nil)
+			return
 		}
-	case unix.EAGAIN, unix.EINTR:
-	default:
-		h.refused(s, e, nil)
 	}
 }
 

@@ -30,6 +30,7 @@ type session struct {
 	datagrams    [2]uint64
 	bytes, told  [2]uint64 // told to the node's counters
 	owed         int       // responses that are missing, if it is known how many come
+	staged       [][]byte  // datagrams of this batch that are to be sent
 	first        []byte    // the first datagram, while nothing but it was sent and nothing came back
 	tries        int       // nodes that refused since one answered
 	stays        bool      // the successor could not take it
@@ -56,6 +57,7 @@ type place struct {
 	target   *target // how to reach it; nil is that it takes more than a connect
 	sessions int
 	down     bool     // at the last look
+	single   bool     // no runs go there
 	lane     *session // for datagrams that need no session
 }
 
@@ -324,7 +326,7 @@ func (h *hub) forward(s *session, data []byte) {
 		s.first = slices.Clone(data)
 	}
 	s.owed += max(s.set.Responses, 0)
-	if !h.send(s, data) {
+	if !h.stage(s, data) {
 		return
 	}
 	if most := s.set.Requests; most > 0 && s.datagrams[client] >= uint64(most) {
@@ -409,6 +411,7 @@ func (h *hub) rehome(s *session) bool {
 
 // leave takes a session away from its node.
 func (h *hub) leave(s *session) {
+	h.ship(s)
 	h.hang(s)
 	if s.lease.Node() != nil {
 		s.lease.Transferred(int64(s.bytes[client]-s.told[client]), int64(s.bytes[backend]-s.told[backend]))

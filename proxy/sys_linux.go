@@ -160,3 +160,25 @@ func (a *sockaddr) setPath(path string) bool {
 	}
 	return true
 }
+
+func iovec(b []byte) (v unix.Iovec) {
+	v.Base = unsafe.SliceData(b)
+	v.SetLen(len(b))
+	return v
+}
+
+// sysSendRun sends several datagrams of one size, the last perhaps shorter.
+func sysSendRun(fd int32, iovs []unix.Iovec, size int) unix.Errno {
+	var control struct { // as large as CMSG_SPACE(2)
+		unix.Cmsghdr
+		segment uint16
+		_       [6]byte
+	}
+	control.Level, control.Type, control.segment = unix.SOL_UDP, unix.UDP_SEGMENT, uint16(size)
+	control.SetLen(unix.CmsgLen(2))
+	msg := unix.Msghdr{Iov: unsafe.SliceData(iovs), Control: (*byte)(unsafe.Pointer(&control))}
+	msg.SetIovlen(len(iovs))
+	msg.SetControllen(unix.CmsgSpace(2))
+	_, _, e := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_NOSIGNAL)
+	return e
+}

@@ -1,0 +1,96 @@
+package proxy
+
+import "golang.org/x/sys/unix"
+
+// What one client has sent in a batch goes to its node as one run (UDP_SEGMENT), if all
+// but the last are of one size: the way through the kernel, which costs more than all
+// else here, is paid once.
+const (
+	maxRun     = 64             // UDP_MAX_SEGMENTS of all kernels
+	maxSegment = 1500 - 40 - 8  // what an Ethernet frame takes: what must be fragmented is refused
+	maxRunSize = 65535 - 40 - 8 // bytes
+)
+
+// stage keeps a datagram until the batch is through. It lies in the batch's memory.
+func (h *hub) stage(s *session, data []byte) bool {
+	if s.way.fd < 0 {
+		return h.send(s, data)
+	}
+	if len(s.staged) == 0 {
+		h.staged = append(h.staged, s)
+	}
+	s.staged = append(s.staged, data)
+	return true
+}
+
+// shipAll sends what was staged.
+func (h *hub) shipAll() {
+	for i, s := range h.staged {
+		h.ship(s)
+		h.staged[i] = nil
+	}
+	h.staged = h.staged[:0]
+}
+
+// ship sends what a session has staged.
+func (h *hub) ship(s *session) {
+	data := s.staged
+	s.staged = s.staged[:0]
+	for len(data) > 0 {
+		n := 1
+		if s.place != nil && !s.place.single {
+			n = runOf(data, len(s.header))
+		}
+		if n > 1 {
+			switch e := h.sendRun(s, data[:n]); e {
+			case 0:
+				data = data[n:]
+				continue
+			case unix.EIO, unix.EINVAL, unix.EMSGSIZE: // a device, or a route, that does not cut
+				s.place.single = true
+			case unix.EINTR:
+				continue
+			default: // of what was sent before, perhaps; send tells
+			}
+		}
+		if !h.send(s, data[0]) {
+			return
+		}
+		data = data[1:]
+	}
+}
+
+// runOf is how many datagrams, from the first on, can go as one, each behind a header.
+func runOf(data [][]byte, header int) int {
+	size := header + len(data[0])
+	if len(data) == 1 || size == 0 || size > maxSegment {
+		return 1
+	}
+	n, total := 1, size
+	for n < min(len(data), maxRun) {
+		next := header + len(data[n])
+		if total += next; next == 0 || next > size || total > maxRunSize {
+			break
+		}
+		n++
+		if next < size {
+			break
+		}
+	}
+	return n
+}
+
+func (h *hub) sendRun(s *session, data [][]byte) unix.Errno {
+	s.asked = h.now
+	iovs := h.iovs[:0]
+	for _, d := range data {
+		if len(s.header) > 0 {
+			iovs = append(iovs, iovec(s.header))
+		}
+		if len(d) > 0 {
+			iovs = append(iovs, iovec(d))
+		}
+	}
+	h.iovs = iovs
+	return sysSendRun(s.way.fd, iovs, len(s.header)+len(data[0]))
+}
