@@ -40,6 +40,12 @@
 // either side, listeners and dialers of one's own, and other systems have two goroutines
 // for each connection, and otherwise the same behaviour.
 //
+// # Datagrams
+//
+// [Packets] does the same for UDP: what comes from one address and port is a session, with
+// a socket of its own towards one node, until it is idle. Sessions survive a restart of the
+// proxy as connections do.
+//
 // # Limits
 //
 // TLS connections cannot be handed over: they drain, spread over the time there is, and
