@@ -29,10 +29,12 @@ type hub struct {
 	in     []mmsg.Message
 	out    []mmsg.Message // replies, in rooms
 	rooms  [][]byte
+	used   int           // rooms that may hold one
 	heard  bool          // the socket is read
 	pause  time.Duration // after the last failed read; 0 when it went well
 	readBy sync.WaitGroup
 
+	readers
 	set     *packetSettings
 	now     time.Duration
 	table   map[sessionKey]*session
@@ -44,7 +46,6 @@ type hub struct {
 	looked  time.Duration // when nodes were looked at
 	scratch []byte
 	staged  []*session // that have something to be sent
-	iovs    []iovecs
 	tally   packetTally
 	logged  time.Duration
 	silent  int
@@ -98,11 +99,11 @@ func (h *hub) begin(pc net.PacketConn) {
 		h.self = netip.AddrPortFrom(u.AddrPort().Addr().Unmap(), u.AddrPort().Port())
 	}
 	h.in = rooms(h.conn.Batch(packetBatch))
-	h.out = rooms(packetBatch)
-	for i := range h.out {
-		h.rooms = append(h.rooms, h.out[i].Buf)
+	for _, m := range rooms(packetBatch) {
+		h.rooms = append(h.rooms, m.Buf)
 	}
-	h.out = h.out[:0]
+	h.out = make([]mmsg.Message, 0, packetBatch)
+	h.furnish()
 	if !h.p.leaves.Load() {
 		h.listen()
 	}
@@ -205,25 +206,27 @@ func (h *hub) isOwn(m *mmsg.Message) bool {
 	return m.Peer.Port() == h.self.Port() && (m.Peer.Addr() == h.self.Addr() || m.Peer.Addr() == m.Local)
 }
 
-// room is memory for the next reply.
-func (h *hub) room() []byte {
-	if len(h.out) == cap(h.out) {
+// take is the first of n rooms for replies.
+func (h *hub) take(n int) int {
+	if h.used+n > len(h.rooms) {
 		h.flush()
 	}
-	return h.rooms[len(h.out)]
+	h.used += n
+	return h.used - n
 }
 
-// deliver sends n bytes of the room to the client of a session, with the batch.
-func (h *hub) deliver(key *sessionKey, n int) {
-	i := len(h.out)
-	h.out = h.out[:i+1]
-	m := &h.out[i]
-	m.Buf, m.Peer, m.Local = h.rooms[i][:n], key.peer, key.local
+// reply passes on n bytes in a room, with the batch, if the client is to have them.
+func (h *hub) reply(s *session, room, n int) {
+	key := s.key
+	if h.replied(s, n) {
+		h.out = append(h.out, mmsg.Message{Buf: h.rooms[room][:n], Peer: key.peer, Local: key.local})
+	}
 }
 
 // flush sends what is to be delivered.
 func (h *hub) flush() {
 	h.p.counts.add(&h.tally) // first, so that who has a reply finds it counted
+	h.used = 0
 	if len(h.out) == 0 {
 		return
 	}

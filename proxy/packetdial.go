@@ -89,11 +89,9 @@ func (h *hub) readConn(r ref, conn net.Conn) {
 				h.refused(s, err, nil)
 			default:
 				over = false
-				copy(h.room(), buf[:n])
-				key := s.key
-				if h.replied(s, n) {
-					h.deliver(&key, n)
-				}
+				room := h.take(1)
+				copy(h.rooms[room], buf[:n])
+				h.reply(s, room, n)
 			}
 		})
 		if over || !there {

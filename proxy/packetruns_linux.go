@@ -82,7 +82,7 @@ func runOf(data [][]byte, header int) int {
 
 func (h *hub) sendRun(s *session, data [][]byte) unix.Errno {
 	s.asked = h.now
-	iovs := h.iovs[:0]
+	iovs := h.runs[:0]
 	for _, d := range data {
 		if len(s.header) > 0 {
 			iovs = append(iovs, iovec(s.header))
@@ -91,6 +91,6 @@ func (h *hub) sendRun(s *session, data [][]byte) unix.Errno {
 			iovs = append(iovs, iovec(d))
 		}
 	}
-	h.iovs = iovs
+	h.runs = iovs
 	return sysSendRun(s.way.fd, iovs, len(s.header)+len(data[0]))
 }

@@ -8,7 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-type iovecs = unix.Iovec
+// readers are what the system reads into, and writes from.
+type readers struct {
+	heads []unix.Mmsghdr // of the rooms
+	iovs  []unix.Iovec   // theirs
+	runs  []unix.Iovec   // of a run
+}
 
 // turn waits, and sees to what has come. What belongs to one turn leaves together.
 func (h *hub) turn() {
@@ -45,28 +50,39 @@ func (h *hub) hear() {
 	h.shipAll()
 }
 
-// hearBack takes what a node has sent, so that it leaves as a run. If there is much, that
-// is another event.
+// readAtOnce is how many datagrams of a node are taken with one call, so that they leave
+// as a run. If there are more, that is another event.
+const readAtOnce = 8
+
+// furnish prepares the reading of nodes: a header for each room.
+func (h *hub) furnish() {
+	h.iovs = make([]unix.Iovec, packetBatch)
+	h.heads = make([]unix.Mmsghdr, packetBatch)
+	for i := range h.heads {
+		h.iovs[i] = iovec(h.rooms[i])
+		h.heads[i].Hdr.Iov = &h.iovs[i]
+		h.heads[i].Hdr.SetIovlen(1)
+	}
+}
+
+// hearBack takes what a node has sent.
 func (h *hub) hearBack(s *session) {
+	first := h.take(readAtOnce)
+	n, e := sysReadAll(s.way.fd, h.heads[first:first+readAtOnce])
+	switch e {
+	case 0:
+	case unix.EAGAIN, unix.EINTR:
+		h.used = first
+		return
+	default:
+		h.used = first
+		h.refused(s, e, nil)
+		return
+	}
+	h.used = first + n
 	r := s.ref()
-	for range maxRun / 4 {
-		n, e := sysRead(s.way.fd, h.room())
-		switch e {
-		case 0:
-			key := s.key
-			if h.replied(s, n) {
-				h.deliver(&key, n)
-			}
-			if h.find(r) == nil {
-				return // that was the last one
-			}
-		case unix.EAGAIN:
-			return
-		case unix.EINTR:
-		default:
-			h.refused(s, e, nil)
-			return
-		}
+	for i := first; i < first+n && h.find(r) != nil; i++ {
+		h.reply(s, i, int(h.heads[i].Len))
 	}
 }
 

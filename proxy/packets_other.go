@@ -60,7 +60,9 @@ func (h *hub) deafen() {
 
 func (h *hub) closeFront() {}
 
-type iovecs = struct{}
+type readers struct{}
+
+func (h *hub) furnish() {}
 
 // Each datagram is sent as it comes.
 func (h *hub) stage(s *session, data []byte) bool { return h.send(s, data) }

@@ -161,6 +161,12 @@ func (a *sockaddr) setPath(path string) bool {
 	return true
 }
 
+// sysReadAll takes datagrams that are there, as many as fit.
+func sysReadAll(fd int32, heads []unix.Mmsghdr) (int, unix.Errno) {
+	n, _, e := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(heads))), uintptr(len(heads)), 0, 0, 0)
+	return int(n), e
+}
+
 func iovec(b []byte) (v unix.Iovec) {
 	v.Base = unsafe.SliceData(b)
 	v.SetLen(len(b))
