@@ -544,6 +544,7 @@ var held = []struct {
 	{"proxy: stalled readers", proxyStalled},
 	{"proxy: pause of a restart", proxyPause},
 	{"proxy: restarts under load", proxyRestarts},
+	{"proxy: restarts under UDP sessions", proxyUDPRestarts},
 }
 
 func proxyNames() (names []string) {

@@ -38,6 +38,7 @@ type result struct {
 	P999   time.Duration   `json:"p999"`
 	Max    time.Duration   `json:"max"`
 	Errors int             `json:"errors"`
+	Anew   int             `json:"anew,omitempty"` // sessions of datagrams that went on from another port
 	First  string          `json:"first_error,omitempty"`
 	Each   []time.Duration `json:"each,omitempty"` // the longest of each connection
 	Err    string          `json:"err,omitempty"`  // it could not be measured

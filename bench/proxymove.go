@@ -44,7 +44,7 @@ func startMovable(s setting, h hosting) (m *movable, err error) {
 		return nil, err
 	}
 	admin, addr := filepath.Join(dir, "admin.sock"), freeAddr()
-	service, err := startServiceAs("proxy-restart", h.front, admin, addr, "BACKEND="+h.backend, fmt.Sprintf("GOMAXPROCS=%d", max(h.workers, 1)))
+	service, err := startServiceAs("proxy-restart", h.front, admin, addr, "BACKEND="+h.backend, fmt.Sprintf("GOMAXPROCS=%d", max(h.workers, 1)), "PACKETS="+map[bool]string{true: "1"}[h.packets])
 	if err != nil {
 		os.RemoveAll(dir)
 		return nil, err
@@ -241,4 +241,65 @@ func restartsOf(s setting, restarts int) (got moved, err error) {
 		time.Sleep(max(600*time.Millisecond-time.Since(begin), 0))
 	}
 	return got, errors.Join(<-done, <-done)
+}
+
+const udpSessions = 1000
+
+// proxyUDPRestarts restarts ten times while sessions of datagrams are in use. One that
+// goes on from another port is another one to its backend.
+func proxyUDPRestarts(quick bool) ([]figure, any, error) {
+	restarts := 10
+	if quick {
+		restarts = 3
+	}
+	var all []moved
+	for _, s := range []setting{oursPlain, nginx16} {
+		got, err := udpRestartsOf(s, restarts)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", s.name, err)
+		}
+		all = append(all, got)
+	}
+	text := func(m moved) string {
+		return fmt.Sprintf("%d of %.0f datagrams lost, sessions began anew %d times, longest wait %v, %s", m.Held.Errors, m.Held.Units, m.Held.Anew,
+			m.Held.Max.Round(100*time.Microsecond), m.gone())
+	}
+	ours := all[0]
+	f := figure{name: fmt.Sprintf("proxy: %d restarts, %s UDP sessions in use", restarts, thousands(udpSessions)), ours: text(ours),
+		peer: "nginx " + text(all[1]), bar: "0 lost, none anew, gone ≤ 1 s",
+		verdict: verdict(ours.Held.Errors == 0 && ours.Held.Anew == 0 && ours.leaves(time.Second))}
+	return []figure{f}, all, nil
+}
+
+func udpRestartsOf(s setting, restarts int) (got moved, err error) {
+	b, err := setUp(hosting{placing: unpinned, packets: true}, "")
+	if err != nil {
+		return got, err
+	}
+	defer b.end()
+	m, err := startMovable(s, b.hosting)
+	if err != nil {
+		return got, err
+	}
+	defer m.stop()
+	got.Name = m.name
+	whole := time.Duration(restarts)*600*time.Millisecond + 500*time.Millisecond
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		got.Held, err = b.load.do(task{Kind: "udp", Addr: m.addr, Conns: udpSessions, Size: 100, Rate: 20_000, Warm: 100 * time.Millisecond, For: whole})
+		done <- err
+	}()
+	time.Sleep(300 * time.Millisecond)
+	m.patient = 500 * time.Millisecond
+	for range restarts {
+		begin := time.Now()
+		one, err := m.restart()
+		if err != nil {
+			return got, err
+		}
+		got.Restarts = append(got.Restarts, one)
+		time.Sleep(max(600*time.Millisecond-time.Since(begin), 0))
+	}
+	return got, <-done
 }

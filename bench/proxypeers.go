@@ -20,6 +20,7 @@ import (
 
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/proxy"
+	"github.com/holdfast-net/holdfast/restart"
 	"github.com/holdfast-net/holdfast/serve"
 	"golang.org/x/sys/unix"
 )
@@ -219,7 +220,7 @@ func (s setting) nginxCommand(h hosting, addr, dir string) (*exec.Cmd, error) {
 	}
 	packets := ""
 	if h.packets {
-		packets = fmt.Sprintf("server { listen %s udp rcvbuf=4m sndbuf=4m; proxy_pass %s; proxy_timeout 1m; }", addr, h.backend)
+		packets = fmt.Sprintf("server { listen %s udp rcvbuf=4m sndbuf=4m%s; proxy_pass %s; proxy_timeout 1m; }", addr, listen, h.backend)
 	}
 	conf := fmt.Sprintf(`load_module %s;
 daemon off; worker_processes %d; worker_rlimit_nofile 20000; pid %s/nginx.pid; error_log /dev/null crit;
@@ -304,11 +305,18 @@ func collect(on *atomic.Bool) {
 
 // beRestartableProxy is ours under restart, whose log goes to stdout as JSON.
 func beRestartableProxy() error {
+	if addr := os.Getenv("ADDR"); os.Getenv("PACKETS") != "" {
+		p, err := newPackets()
+		if err != nil {
+			return err
+		}
+		return runRestartable(p, restart.BindPacket(p, strings.Replace(addr, "tcp:", "udp:", 1)))
+	}
 	p, err := newProxy()
 	if err != nil {
 		return err
 	}
-	return runRestartable(p)
+	return runRestartable(p, restart.Bind(p, os.Getenv("ADDR")))
 }
 
 // descendants are a process and all that it has started, and these in turn.

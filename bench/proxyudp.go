@@ -26,15 +26,19 @@ func udpRows() (rows []proxyRow) {
 	return rows
 }
 
-// servePackets is ours for datagrams, in the background of beProxy, at the same address.
-func servePackets(addr string) error {
+func newPackets() (*proxy.Packets, error) {
 	backends, err := holdfast.New(holdfast.Static("udp://"+os.Getenv("BACKEND")), holdfast.Config{})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cfg := proxy.PacketConfig{Cluster: backends}
 	cfg.Limits.MaxPerIP = -1 // all clients are here
-	p, err := proxy.NewPackets(cfg)
+	return proxy.NewPackets(cfg)
+}
+
+// servePackets is ours for datagrams, in the background of beProxy, at the same address.
+func servePackets(addr string) error {
+	p, err := newPackets()
 	if err != nil {
 		return err
 	}
@@ -46,7 +50,7 @@ func servePackets(addr string) error {
 	return nil
 }
 
-// packetEcho sends back what comes to the backend as a datagram.
+// packetEcho sends back what comes to the backend as a datagram, and where from.
 type packetEcho struct {
 	conn *mmsg.Conn
 	in   []mmsg.Message
@@ -80,6 +84,7 @@ func (e *packetEcho) turn() {
 	e.out = e.out[:0]
 	for _, m := range e.in[:n] {
 		m.Buf = m.Buf[:m.N]
+		binary.LittleEndian.PutUint16(m.Buf[max(m.N-2, 0):], m.Peer.Port()) // so that who asks knows its session
 		e.out = append(e.out, m)
 	}
 	e.conn.Send(e.out)
@@ -92,6 +97,7 @@ const underWay = 4
 type udpSocket struct {
 	fd    int
 	seq   uint64
+	from  uint16 // the port that the backend is asked from
 	slots [underWay]struct {
 		seq  uint64 // 0 is none
 		sent time.Time
@@ -141,13 +147,25 @@ func udpLoad(t task, r *result) error {
 
 func (l *udpLoop) run() {
 	now := time.Now()
+	next, turn, interval := now, 0, time.Duration(0)
+	if l.Rate > 0 {
+		interval = time.Duration(1e9 / l.Rate)
+	}
 	for i := range l.socks {
-		for range underWay {
+		for k := 0; k < underWay && interval == 0; k++ {
 			l.send(i, now)
 		}
 	}
 	for !l.over(now) {
-		for _, ev := range l.wait(l.left(now)) {
+		wait := l.left(now)
+		if interval > 0 {
+			for ; !now.Before(next); next = next.Add(interval) {
+				l.send(turn%len(l.socks), next)
+				turn++
+			}
+			wait = min(wait, next.Sub(now))
+		}
+		for _, ev := range l.wait(wait) {
 			l.read(int(ev.Fd))
 		}
 		now = time.Now()
@@ -178,8 +196,11 @@ func (l *udpLoop) send(i int, now time.Time) {
 	c := &l.socks[i]
 	c.seq++
 	slot := &c.slots[c.seq%underWay]
-	if slot.seq != 0 {
+	switch {
+	case slot.seq != 0 && l.Rate == 0:
 		return // of the four one is lost
+	case slot.seq != 0:
+		l.fail(errors.New("a datagram is lost"))
 	}
 	slot.seq, slot.sent = c.seq, now
 	l.address(i, c.seq)
@@ -206,14 +227,19 @@ func (l *udpLoop) read(i int) {
 	seq := binary.LittleEndian.Uint64(l.buf)
 	slot := &c.slots[seq%underWay]
 	l.address(i, seq)
-	if slot.seq != seq || !bytes.Equal(l.buf[:n], l.msg) {
+	if slot.seq != seq || !bytes.Equal(l.buf[:n-2], l.msg[:n-2]) {
 		l.fail(errors.New("a wrong answer"))
 		return
 	}
+	from := binary.LittleEndian.Uint16(l.buf[n-2:])
+	if c.from != 0 && c.from != from {
+		l.Anew++
+	}
+	c.from = from
 	now := time.Now()
 	l.count(1, now.Sub(slot.sent))
 	slot.seq = 0
-	if !l.stop {
+	if !l.stop && l.Rate == 0 {
 		l.send(i, now)
 	}
 }

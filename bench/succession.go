@@ -125,16 +125,12 @@ func useOnce(port int) (fd int, err error) {
 
 // beRestartable is a server under restart, whose log goes to stdout as JSON.
 func beRestartable() error {
-	return runRestartable(newServer())
+	srv := newServer()
+	return runRestartable(srv, restart.Bind(srv, os.Getenv("ADDR")))
 }
 
-// closable is a server that can be ended at once.
-type closable interface {
-	restart.Server
-	Close() error
-}
-
-func runRestartable(srv closable) error {
+// runRestartable serves until standard input ends, which closes what is served.
+func runRestartable(srv io.Closer, b restart.Binding) error {
 	return restart.Run(context.Background(), restart.Config{
 		Admin:    os.Getenv("ADMIN"),
 		Timeouts: restart.Timeouts{Confirm: 100 * time.Millisecond},
@@ -147,7 +143,7 @@ func runRestartable(srv closable) error {
 			}()
 			return nil
 		},
-	}, restart.Bind(srv, os.Getenv("ADDR")))
+	}, b)
 }
 
 const handed = 9000
