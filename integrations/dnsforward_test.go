@@ -113,13 +113,19 @@ func startForwarder(t *testing.T, limit time.Duration, upstreams ...string) forw
 
 // ask returns what dig prints. It asks again while the forwarder has yet to start.
 func (f forwarder) ask(name string, args ...string) string {
-	args = append([]string{"@127.0.0.1", "-p", f.port, "+notcp", "+ignore", "+tries=1", "+timeout=10"}, append(args, name)...)
 	for end := time.Now().Add(20 * time.Second); ; {
-		out, err := exec.Command(f.dig, args...).CombinedOutput()
-		if err == nil || !strings.Contains(string(out), "connection refused") || time.Now().After(end) {
-			return string(out)
+		out, err := f.once(name, args...)
+		if err == nil || !strings.Contains(out, "connection refused") || time.Now().After(end) {
+			return out
 		}
 	}
+}
+
+// once asks by one datagram, which nobody sends again.
+func (f forwarder) once(name string, args ...string) (string, error) {
+	args = append([]string{"@127.0.0.1", "-p", f.port, "+notcp", "+ignore", "+tries=1", "+timeout=10"}, append(args, name)...)
+	out, err := exec.Command(f.dig, args...).CombinedOutput()
+	return string(out), err
 }
 
 // has reports what an answer lacks: dig checks the number itself, and the question.

@@ -1,10 +1,14 @@
 package integrations
 
 import (
+	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -69,4 +73,44 @@ func TestRedisBenchmarkThroughRestarts(t *testing.T) {
 	if strings.Contains(strings.ToLower(out), "error") || strings.Count(out, "\n\"") < 2 {
 		t.Errorf("redis-benchmark:\n%s", out)
 	}
+}
+
+// Each query is one datagram that nobody sends again, from a port of its own: what a
+// restart loses is a query without an answer.
+func TestDigThroughRestarts(t *testing.T) {
+	t.Parallel()
+	times, queries := 8, int64(100)
+	if os.Getenv("HOLDFAST_SOAK") != "" {
+		times, queries = 60, 2000
+	}
+	a, b := startNameServer(t, 7), startNameServer(t, 8)
+	addr, port := freeAddr(t)
+	s := startService(t, addr, "proxy", "-l", "udp://"+addr, "-u", "tcp://"+a.addr+",udp://"+a.addr+",udp://"+b.addr, "--responses", "1")
+	f := forwarder{need(t, "dig"), strconv.Itoa(port)}
+	var asked atomic.Int64
+	var over atomic.Bool // no more restarts
+	var digs sync.WaitGroup
+	for range 4 {
+		digs.Go(func() {
+			for !over.Load() || asked.Load() < queries {
+				name := fmt.Sprintf("name%d.example", asked.Add(1))
+				answer, err := f.once(name)
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+				has(t, answer, "status: NOERROR", name+".", "192.0.2.")
+			}
+		})
+	}
+	func() {
+		defer digs.Wait()
+		defer over.Store(true)
+		for range times {
+			s.restart()
+		}
+	}()
+	if a.asked.Load() == 0 || b.asked.Load() == 0 {
+		t.Errorf("the name servers were asked %d and %d times", a.asked.Load(), b.asked.Load())
+	}
+	t.Logf("%d restarts, %d queries", times, asked.Load())
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/restart"
 	"github.com/spf13/cobra"
 )
@@ -20,7 +21,8 @@ func (p *program) backendCommand() *cobra.Command {
 		Use:   "backend",
 		Short: "Change, or explain, the backends of a running proxy",
 		Long: `Changes the set of backends while a proxy runs; the changes outlive restarts, not a stop.
-A backend is named by its address, as "holdfast status" has it.`,
+A backend is named by its address, as "holdfast status" has it: host:port is tcp://, or
+udp:// if there is no such other one.`,
 		Example: `  holdfast backend drain 10.0.0.1:5432
   holdfast backend weight 10.0.0.2:5432 3
   holdfast backend why 10.0.0.1:5432`,
@@ -91,7 +93,7 @@ func (o *backendOptions) take(args []string) (err error) {
 			return usage(fmt.Errorf("weight %q: want 1 to %d", args[1], maxWeight), "drain sends a backend nothing")
 		}
 	}
-	if _, err = parseBackend(o.Backend); err != nil {
+	if _, err = holdfast.ParseEndpoint(o.Backend); err != nil {
 		return usage(err, "")
 	}
 	return nil
@@ -128,7 +130,7 @@ func (p *program) changeBackend(ctx context.Context, o backendOptions) error {
 		return p.printJSON(done)
 	}
 	for _, b := range done.Backends {
-		fmt.Fprintf(p.out, "%s: %s, weight %d, %s\n", b.Name, b.State, b.Weight, plural(b.InFlight, "connection"))
+		fmt.Fprintf(p.out, "%s: %s, weight %d, %s\n", b.Name, b.State, b.Weight, b.load())
 	}
 	if len(done.Backends) == 0 {
 		fmt.Fprintf(p.out, "%s: removed\n", o.Backend)
@@ -198,7 +200,7 @@ func (d backendDetails) write(out io.Writer, on paint) {
 	}
 	line("ejections", "%d", d.Ejections)
 	line("latency", "connect p50 %s, p99 %s, max %s", ms(d.Connect.P50), ms(d.Connect.P99), ms(d.Connect.Max))
-	line("load", "%s, weight %d", plural(d.InFlight, "connection"), d.Weight)
+	line("load", "%s, weight %d", d.load(), d.Weight)
 	line("so far", "%s connects, %s failed, %s to it, %s from it", count(d.Connects), count(d.Failures), size(d.BytesTo), size(d.BytesFrom))
 	for _, h := range d.History {
 		text := h.State

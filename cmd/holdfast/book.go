@@ -16,7 +16,7 @@ import (
 // says in the log when one goes and when one comes back.
 type book struct {
 	log   *slog.Logger
-	route string
+	where []slog.Attr // which group it is about, for the log
 
 	mu    sync.Mutex
 	pages map[string]*page // by node
@@ -58,8 +58,8 @@ const (
 	maxPages   = 8192 // nodes come and go
 )
 
-func newBook(log *slog.Logger, route string) *book {
-	return &book{log: log, route: route, pages: map[string]*page{}}
+func newBook(log *slog.Logger, where ...slog.Attr) *book {
+	return &book{log: log, where: slices.Clip(where), pages: map[string]*page{}}
 }
 
 // about returns what is known of a node.
@@ -181,7 +181,7 @@ func (b *book) announce(word string, e holdfast.Event) {
 	if word == "down" {
 		level = slog.LevelWarn
 	}
-	attrs := append(b.where(), slog.String("backend", e.Node.String()), slog.String("state", e.Node.State().String()))
+	attrs := append(b.where, slog.String("backend", e.Node.String()), slog.String("state", e.Node.State().String()))
 	if e.Cause != "" {
 		attrs = append(attrs, slog.String("cause", e.Cause))
 	}
@@ -195,19 +195,12 @@ func (b *book) announce(word string, e holdfast.Event) {
 func (b *book) observeAll(e holdfast.Event) {
 	switch {
 	case e.Kind == holdfast.EventPanic && e.Cause == "over":
-		b.log.LogAttrs(context.Background(), slog.LevelInfo, "enough backends are usable again", b.where()...)
+		b.log.LogAttrs(context.Background(), slog.LevelInfo, "enough backends are usable again", b.where...)
 	case e.Kind == holdfast.EventPanic:
-		b.log.LogAttrs(context.Background(), slog.LevelWarn, "too few backends are usable: those that are ejected are used too", b.where()...)
+		b.log.LogAttrs(context.Background(), slog.LevelWarn, "too few backends are usable: those that are ejected are used too", b.where...)
 	case e.Kind == holdfast.EventResolve && e.Err != nil:
-		b.log.LogAttrs(context.Background(), slog.LevelWarn, "backends could not be looked up", append(b.where(), slog.String("err", causeOf(e.Err)))...)
+		b.log.LogAttrs(context.Background(), slog.LevelWarn, "backends could not be looked up", append(b.where, slog.String("err", causeOf(e.Err)))...)
 	}
-}
-
-func (b *book) where() []slog.Attr {
-	if b.route == "" {
-		return nil
-	}
-	return []slog.Attr{slog.String("route", b.route)}
 }
 
 // causeOf is the text of an error in one line, bounded, for it may be a stranger's.

@@ -14,6 +14,7 @@ import (
 type demoOptions struct {
 	duration time.Duration
 	seed     uint64
+	udp      bool
 	json     bool
 }
 
@@ -28,13 +29,18 @@ time, also with a build that cannot start. After each the proxy is restarted, wi
 connections through it. At the end it counts what callers saw: every request has a payload
 of its own, which its reply must bring back.
 
+With --udp all of it is datagrams: requests are sent again until they are answered, and
+held through the proxy are sessions, in which datagrams are numbered and sent once. They
+lose nothing in its restarts, and their server keeps seeing them come from the same port.
+
 Exit code 0 means that no caller saw an error or a wrong reply, and that no connection
-held through the proxy was lost.`,
+held through the proxy was lost, or datagram of a session.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.demo(cmd.Context(), o) },
 	}
 	cmd.Flags().DurationVar(&o.duration, "duration", 20*time.Second, "how long the servers suffer, 3s to 1h")
 	cmd.Flags().Uint64Var(&o.seed, "seed", 0, "replays a scenario; 0 makes a new one")
+	cmd.Flags().BoolVar(&o.udp, "udp", false, "with datagrams")
 	cmd.Flags().BoolVarP(&o.json, "json", "j", false, "print one JSON object at the end")
 	return cmd
 }
@@ -46,7 +52,7 @@ func (p *program) demo(ctx context.Context, o demoOptions) error {
 	if o.seed == 0 {
 		o.seed = 1 + rand.Uint64N(1_000_000) // short enough to be typed
 	}
-	d := &demo{seed: o.seed, story: newScenario(o.seed, o.duration), err: p.err, paint: p.paintOn(p.err)}
+	d := &demo{seed: o.seed, udp: o.udp, story: newScenario(o.seed, o.duration), err: p.err, paint: p.paintOn(p.err)}
 	r := d.run(ctx)
 	if o.json {
 		if err := p.printJSON(r); err != nil {
@@ -61,6 +67,7 @@ func (p *program) demo(ctx context.Context, o demoOptions) error {
 // demo is one run: a fleet of servers, a load on them, and the scenario.
 type demo struct {
 	seed    uint64
+	udp     bool
 	story   []phase
 	err     *os.File // where progress goes
 	paint   paint
@@ -91,7 +98,7 @@ func (d *demo) run(ctx context.Context) *report {
 
 // prepare starts the servers and makes their client.
 func (d *demo) prepare(ctx context.Context) (err error) {
-	if d.fleet, err = startFleet(ctx); err != nil {
+	if d.fleet, err = startFleet(ctx, d.udp); err != nil {
 		return err
 	}
 	if d.middle, err = startMiddle(ctx, d.fleet); err != nil {
@@ -104,7 +111,7 @@ func (d *demo) prepare(ctx context.Context) (err error) {
 	}
 	d.journal = newJournal(plain, d.fleet.servers)
 	d.middle.journal = d.journal
-	if d.load, err = newLoad(d.fleet.servers, len(d.story), d.journal); err != nil {
+	if d.load, err = newLoad(d.fleet.servers, len(d.story), d.journal, d.udp); err != nil {
 		d.middle.end()
 		d.fleet.stop()
 	}
@@ -160,7 +167,7 @@ func (d *demo) introduce() {
 	for _, m := range d.fleet.servers {
 		d.journal.add("server %s at %s, pid %d", m.name, m.addr, m.proc.cmd.Process.Pid)
 	}
-	d.journal.add("a proxy in front of them, restarted after each fault; %d connections are held through it", heldConns)
+	d.journal.add("a proxy in front of them, restarted after each fault; %d %s are held through it", heldConns, heldName(d.udp))
 	d.journal.add("%d workers, at most %s requests a second, seed %d", workers, count(rate), d.seed)
 }
 

@@ -69,7 +69,7 @@ func TestDemoFailsOnAWrongReply(t *testing.T) {
 	d := &demo{story: newScenario(1, shortestDemo), begun: time.Now(), middle: &middle{}}
 	servers := [len(serverNames)]*member{{name: "a", addr: addr}, {name: "b", addr: addr}, {name: "c", addr: addr}}
 	var err error
-	if d.load, err = newLoad(servers, len(d.story), newJournal(nil, servers)); err != nil {
+	if d.load, err = newLoad(servers, len(d.story), newJournal(nil, servers), false); err != nil {
 		t.Fatal(err)
 	}
 	defer d.load.cluster.Close()

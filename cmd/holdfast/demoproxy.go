@@ -46,16 +46,17 @@ func (s *demoServer) proxy(ctx context.Context, ways []string) error {
 	log := slog.New(slog.DiscardHandler)
 	for _, way := range ways {
 		front, behind, _ := strings.Cut(way, "=")
-		o := proxyOptions{listen: []string{"tcp://" + front}, to: []string{behind}, down: "keep"}
+		o := proxyOptions{listen: []string{front}, to: strings.Split(behind, ","), down: "keep"}
+		o.limits.MaxPerIP = -1 // all callers have one address
 		o.checks = holdfast.Check{Interval: time.Second, Rise: 1, Fall: 1}
 		l, err := o.lineup(log)
 		if err != nil {
 			return err
 		}
 		defer l.close()
-		b := &balancer{lineup: l, recent: &ring{}}
+		b := &balancer{lineup: l, recent: &ring{}, packets: &packetBalancer{}}
 		starts = append(starts, func(ctx context.Context) error { return b.start(ctx, o, log, nil) })
-		all = append(all, restart.Bind(b, o.listen...))
+		all = append(all, b.bind(o)...)
 	}
 	return s.lead(ctx, func(ctx context.Context) error {
 		for _, start := range starts {
@@ -68,17 +69,19 @@ func (s *demoServer) proxy(ctx context.Context, ways []string) error {
 }
 
 // middle is the proxy, and the connections that are held through it while it is
-// restarted again and again. They lead to an echo server in this process, which nobody
+// restarted again and again. They lead to echo servers in this process, which nobody
 // hurts: whatever happens to them is the proxy's doing.
 type middle struct {
 	proc    *process
-	echo    *serve.Server
-	addr    string // of the echo server, through the proxy
+	udp     bool
+	echoes  []echoServer
+	addr    string // of the echo servers, through the proxy
 	journal *journal
 	broken  chan error
 	orders  chan struct{} // to restart it
 
 	restarts, exchanges, lost atomic.Uint64
+	unanswered                atomic.Uint64 // datagrams
 
 	stopping context.Context
 	stop     context.CancelFunc
@@ -90,31 +93,48 @@ const heldConns = 100
 
 // startMiddle starts the proxy in front of the servers, and says where each is reached now.
 func startMiddle(ctx context.Context, f *fleet) (m *middle, err error) {
-	m = &middle{broken: f.broken, orders: make(chan struct{})}
+	m = &middle{broken: f.broken, udp: f.udp, orders: make(chan struct{})}
 	m.stopping, m.stop = context.WithCancel(context.Background())
-	format, err := frame.Length{Max: maxMessage}.Format()
+	behind, err := m.serveEchoes(f)
 	if err != nil {
+		m.end()
 		return nil, err
 	}
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	m.echo = &serve.Server{Handler: serve.Frames(format, func(_ context.Context, c *serve.Conn, message []byte) error { return c.Send(message) })}
-	m.serving.Go(func() { m.echo.Serve(ln) })
 	for tries := 0; tries < 20 && ctx.Err() == nil; tries++ { // until all its ports are free
 		ways := []string{demoProxyVerb}
 		for _, s := range f.servers {
 			s.front = freePort()
-			ways = append(ways, s.front+"="+s.addr)
+			ways = append(ways, f.url(s.front)+"="+f.url(s.addr))
 		}
 		m.addr = freePort()
-		if m.proc, err = startProcess(ctx, f.self, append(ways, m.addr+"="+ln.Addr().String()), m.ended); err == nil {
+		if m.proc, err = startProcess(ctx, f.self, append(ways, f.url(m.addr)+"="+behind), m.ended); err == nil {
 			return m, nil
 		}
 	}
 	m.end()
 	return nil, fmt.Errorf("the proxy: %w", errors.Join(err, ctx.Err()))
+}
+
+// echoServer is what held connections, or sessions, lead to.
+type echoServer interface{ Close() error }
+
+// serveEchoes starts what they lead to, and returns the addresses.
+func (m *middle) serveEchoes(f *fleet) (addrs string, err error) {
+	if m.udp {
+		return m.servePackets(f)
+	}
+	format, err := frame.Length{Max: maxMessage}.Format()
+	if err != nil {
+		return "", err
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	echo := &serve.Server{Handler: serve.Frames(format, func(_ context.Context, c *serve.Conn, message []byte) error { return c.Send(message) })}
+	m.serving.Go(func() { echo.Serve(ln) })
+	m.echoes = append(m.echoes, echo)
+	return f.url(ln.Addr().String()), nil
 }
 
 func freePort() string { return fmt.Sprintf("127.0.0.1:%d", firstPort+rand.IntN(ports)) }
@@ -128,12 +148,23 @@ func (m *middle) ended(err error) {
 
 // start begins to use the connections.
 func (m *middle) start(seed uint64) {
-	for i := range heldConns {
-		m.using.Go(func() { m.hold(rand.New(rand.NewPCG(seed, uint64(i)+1<<32)), i) })
+	hold := m.hold
+	if m.udp {
+		hold = m.holdSession
 	}
-	if len(demoRestart) > 0 {
+	for i := range heldConns {
+		m.using.Go(func() { hold(rand.New(rand.NewPCG(seed, uint64(i)+1<<32)), i) })
+	}
+	if m.canRestart() {
 		m.using.Go(m.obey)
 	}
+}
+
+// canRestart reports whether a restart of the proxy is to lose nothing here: where sessions
+// do not move one would.
+func (m *middle) canRestart() bool {
+	_, moves := any(&packetBalancer{}).(restart.Mover)
+	return len(demoRestart) > 0 && (moves || !m.udp)
 }
 
 // hold keeps one connection, each message of which must come back as it was.
@@ -205,7 +236,9 @@ func (m *middle) end() {
 	if m.proc != nil {
 		m.proc.kill()
 	}
-	m.echo.Close()
+	for _, e := range m.echoes {
+		e.Close()
+	}
 	m.serving.Wait()
 }
 

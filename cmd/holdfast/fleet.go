@@ -18,6 +18,7 @@ import (
 // are for one goroutine, the one that plays the scenario.
 type fleet struct {
 	self    string // the path of this program
+	udp     bool
 	servers [len(serverNames)]*member
 	broken  chan error // a server ended that nobody had killed
 
@@ -33,12 +34,12 @@ type member struct {
 }
 
 // startFleet starts all servers, each on a port of its own choice.
-func startFleet(ctx context.Context) (*fleet, error) {
+func startFleet(ctx context.Context, udp bool) (*fleet, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	f := &fleet{self: self, broken: make(chan error, 1)}
+	f := &fleet{self: self, udp: udp, broken: make(chan error, 1)}
 	for i, name := range serverNames {
 		f.servers[i] = &member{name: name}
 		if err := f.start(ctx, f.servers[i]); err != nil {
@@ -47,6 +48,14 @@ func startFleet(ctx context.Context) (*fleet, error) {
 		}
 	}
 	return f, nil
+}
+
+// url is an address with its scheme.
+func (f *fleet) url(addr string) string {
+	if f.udp {
+		return "udp://" + addr
+	}
+	return "tcp://" + addr
 }
 
 // Ports from this range are not handed to outgoing connections by any common
@@ -63,7 +72,7 @@ func (f *fleet) start(ctx context.Context, m *member) (err error) {
 		if addr == "" {
 			continue
 		}
-		m.proc, err = startProcess(ctx, f.self, []string{demoServerVerb, addr}, func(err error) {
+		m.proc, err = startProcess(ctx, f.self, []string{demoServerVerb, f.url(addr)}, func(err error) {
 			select {
 			case f.broken <- fmt.Errorf("server %s ended by itself: %w", m.name, err):
 			default:

@@ -15,8 +15,8 @@ import (
 	"github.com/holdfast-net/holdfast/proxy"
 )
 
-// lineup is all backends of a proxy: a group for -u, and one for each route. Its groups
-// are fixed; what is in them changes.
+// lineup is all backends of a proxy: a group for -u, one for those of them that take
+// datagrams, and one for each route. Its groups are fixed; what is in them changes.
 type lineup struct {
 	log    *slog.Logger
 	groups []*group
@@ -25,6 +25,7 @@ type lineup struct {
 // group is the source of one Cluster's endpoints, and keeps the books about them.
 type group struct {
 	route   string // "" is that of -u
+	packets bool   // its backends take datagrams
 	cluster *holdfast.Cluster
 	book    *book
 
@@ -57,8 +58,9 @@ func (e entry) endpoint() holdfast.Endpoint {
 func (e entry) name() string { return e.endpoint().String() }
 
 // add makes a group of addresses and its Cluster.
-func (l *lineup) add(route string, addrs []string, cfg holdfast.Config) (err error) {
-	g := &group{route: route, book: newBook(l.log, route), begun: make(chan struct{})}
+func (l *lineup) add(route string, packets bool, addrs []string, cfg holdfast.Config) (err error) {
+	g := &group{route: route, packets: packets, begun: make(chan struct{})}
+	g.book = newBook(l.log, g.attrs()...)
 	for _, addr := range addrs {
 		if e := g.insert(addr); e != nil {
 			err = errors.Join(err, e)
@@ -74,21 +76,25 @@ func (l *lineup) add(route string, addrs []string, cfg holdfast.Config) (err err
 	return err
 }
 
-// parseBackend reads the address of a backend.
-func parseBackend(addr string) (holdfast.Endpoint, error) {
-	endpoint, err := holdfast.ParseEndpoint(addr)
-	if err == nil && endpoint.Network == "udp" {
-		err = fmt.Errorf("%s: backends are reached by streams", addr)
+// attrs tell a group from others in the log.
+func (g *group) attrs() (all []slog.Attr) {
+	if g.route != "" {
+		all = append(all, slog.String("route", g.route))
 	}
-	return endpoint, err
+	if g.packets {
+		all = append(all, slog.String("network", "udp"))
+	}
+	return all
 }
 
 // insert adds a backend that is not there yet.
 func (g *group) insert(addr string) error {
-	endpoint, err := parseBackend(addr)
+	endpoint, err := holdfast.ParseEndpoint(addr)
 	switch {
 	case err != nil:
 		return err
+	case !g.packets && networkOf(endpoint) == "udp":
+		return fmt.Errorf("%s: backends of --route are reached by streams", addr)
 	case g.index(endpoint.String()) >= 0:
 		return fmt.Errorf("%s: it is there already", addr)
 	}
@@ -100,19 +106,25 @@ func (g *group) index(name string) int {
 	return slices.IndexFunc(g.entries, func(e entry) bool { return e.name() == name })
 }
 
-func (l *lineup) group(route string) *group {
+func (l *lineup) group(route string, packets bool) *group {
 	for _, g := range l.groups {
-		if g.route == route {
+		if g.route == route && g.packets == packets {
 			return g
 		}
 	}
 	return nil
 }
 
+// datagrams is the group of those that take datagrams, nil if there is none.
+func (l *lineup) datagrams() *group { return l.group("", true) }
+
 // routes are the Clusters as a proxy.Config has them.
 func (l *lineup) routes() (main *holdfast.Cluster, routes []proxy.Route) {
 	for _, g := range l.groups {
-		if g.route == "" {
+		switch {
+		case g.packets:
+			continue
+		case g.route == "":
 			main = g.cluster
 			continue
 		}
@@ -222,18 +234,18 @@ func (g *group) change(r backendRequest) (changed bool, err error) {
 // about finds the groups that a request is about: that of its route, or all that have
 // the backend; what is added without a route goes to -u.
 func (l *lineup) about(r backendRequest) (found []*group, err error) {
-	if _, err := parseBackend(r.Backend); err != nil {
+	endpoint, err := holdfast.ParseEndpoint(r.Backend)
+	if err != nil {
 		return nil, err
 	}
+	packets := networkOf(endpoint) == "udp"
 	for _, g := range l.groups {
-		if r.Route != "" && g.route != r.Route {
+		if r.Route != "" && g.route != r.Route || g.packets != packets {
 			continue
 		}
 		meant := r.Route != "" || g.route == "" || len(l.groups) == 1
 		if r.Do != "add" {
-			g.mu.Lock()
-			meant = g.index(nameOf(r.Backend)) >= 0
-			g.mu.Unlock()
+			meant = g.has(nameOf(r.Backend))
 		}
 		if meant {
 			found = append(found, g)
@@ -242,10 +254,37 @@ func (l *lineup) about(r backendRequest) (found []*group, err error) {
 	switch {
 	case len(found) > 0:
 		return found, nil
+	case r.Do == "add" && packets && r.Route == "":
+		return nil, fmt.Errorf("%s: no datagrams are taken here, as there was no udp:// address at the start", r.Backend)
+	case r.Do == "add" && r.Route == "" && l.onlyPackets():
+		return nil, fmt.Errorf("%s: only datagrams are taken here, and their backends begin with udp://", r.Backend)
 	case r.Do == "add":
 		return nil, fmt.Errorf("there is no route %q: --route says which one is meant", r.Route)
 	}
 	return nil, fmt.Errorf("no backend %s: status lists them", r.Backend)
+}
+
+func (g *group) has(name string) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.index(name) >= 0
+}
+
+func (l *lineup) onlyPackets() bool { return len(l.groups) == 1 && l.groups[0].packets }
+
+// meant is the backend that a request names: host:port is tcp, as everywhere, unless only
+// a udp backend is there under it.
+func (l *lineup) meant(r backendRequest) string {
+	g := l.datagrams()
+	if g == nil || r.Do == "add" || strings.Contains(r.Backend, ":/") || strings.HasPrefix(r.Backend, "unix:") {
+		return r.Backend
+	}
+	udp := "udp://" + r.Backend
+	taken := slices.ContainsFunc(l.groups, func(g *group) bool { return g.has(nameOf(r.Backend)) })
+	if taken || !g.has(nameOf(udp)) {
+		return r.Backend
+	}
+	return udp
 }
 
 // nameOf is the name of the backend at an address.
@@ -254,6 +293,7 @@ func nameOf(addr string) string { return entry{Addr: addr}.name() }
 // savedGroup is what a successor is told of a group.
 type savedGroup struct {
 	Route   string  `json:"route"`
+	Packets bool    `json:"packets,omitempty"`
 	Entries []entry `json:"entries"`
 }
 
@@ -261,7 +301,7 @@ func (l *lineup) save(context.Context) ([]byte, error) {
 	var all []savedGroup
 	for _, g := range l.groups {
 		g.mu.Lock()
-		all = append(all, savedGroup{g.route, slices.Clone(g.entries)})
+		all = append(all, savedGroup{g.route, g.packets, slices.Clone(g.entries)})
 		g.mu.Unlock()
 	}
 	return json.Marshal(all)
@@ -273,7 +313,7 @@ func (l *lineup) load(_ context.Context, state []byte) error {
 		return err
 	}
 	for _, s := range all {
-		if g := l.group(s.Route); g != nil && len(s.Entries) > 0 {
+		if g := l.group(s.Route, s.Packets); g != nil && len(s.Entries) > 0 {
 			g.entries = s.Entries
 		}
 	}

@@ -41,6 +41,7 @@ func demoConfig() holdfast.Config {
 // Cluster, and what they see.
 type load struct {
 	cluster  *holdfast.Cluster
+	udp      bool
 	journal  *journal
 	phases   []meter // one for each phase of the scenario
 	current  atomic.Pointer[meter]
@@ -64,16 +65,19 @@ type gauge struct {
 }
 
 // newLoad makes the Cluster. Nothing is sent before start.
-func newLoad(servers [len(serverNames)]*member, phases int, j *journal) (*load, error) {
-	l := &load{journal: j, phases: make([]meter, phases), servers: map[string]*gauge{}, stopping: make(chan struct{})}
+func newLoad(servers [len(serverNames)]*member, phases int, j *journal, udp bool) (*load, error) {
+	l := &load{journal: j, udp: udp, phases: make([]meter, phases), servers: map[string]*gauge{}, stopping: make(chan struct{})}
 	var addrs []string
 	for _, m := range servers {
 		g := &gauge{}
 		g.latency.Store(&hist.Histogram{})
-		l.servers[m.via()] = g
+		l.servers[m.via()], l.servers[m.addr] = g, g
 		addrs = append(addrs, m.via())
 	}
 	cfg := demoConfig()
+	if udp {
+		addrs = datagrams(&cfg, addrs)
+	}
 	cfg.Observe = j.observe
 	var err error
 	l.cluster, err = holdfast.New(holdfast.Static(addrs...), cfg)
@@ -168,9 +172,7 @@ func (l *load) request(message []byte) {
 	ctx, cancel := context.WithTimeout(context.Background(), opLimit)
 	defer cancel()
 	start := time.Now()
-	err := l.cluster.Do(ctx, holdfast.Idempotent, func(_ context.Context, conn *holdfast.Conn) error {
-		return l.servers[conn.Node().Addr()].exchange(conn, message)
-	})
+	err := l.ask(ctx, message)
 	m.latency.Record(time.Since(start))
 	m.requests.Add(1)
 	switch {
@@ -183,14 +185,27 @@ func (l *load) request(message []byte) {
 	}
 }
 
+func (l *load) ask(ctx context.Context, message []byte) error {
+	if l.udp {
+		return l.askByDatagram(ctx, message)
+	}
+	return l.cluster.Do(ctx, holdfast.Idempotent, func(_ context.Context, conn *holdfast.Conn) error {
+		return l.servers[conn.Node().Addr()].exchange(conn, message)
+	})
+}
+
 func (g *gauge) exchange(conn net.Conn, message []byte) error {
 	start := time.Now()
 	err := exchange(conn, message)
 	if err == nil {
-		g.replies.Add(1)
-		g.latency.Load().Record(time.Since(start))
+		g.replied(start)
 	}
 	return err
+}
+
+func (g *gauge) replied(start time.Time) {
+	g.replies.Add(1)
+	g.latency.Load().Record(time.Since(start))
 }
 
 var errWrongReply = errors.New("the reply is to another request")

@@ -25,7 +25,7 @@ type proxyOptions struct {
 	listen, to        []string
 	routes            []string
 	balance, hashBy   string
-	check             string
+	check, checkUDP   string
 	checks            holdfast.Check
 	certFile, keyFile string
 	clientCA          string
@@ -37,13 +37,15 @@ type proxyOptions struct {
 	down              string
 	timeouts          proxy.Timeouts
 	accessLog         string
+	requests          int // of a client's datagrams, for one node
+	responses         int // to each
 }
 
 func (p *program) proxyCommand() *cobra.Command {
 	var o proxyOptions
 	cmd := &cobra.Command{
 		Use:   "proxy -l ADDR[,…] -u ADDR[,ADDR…]",
-		Short: "Balance connections over backends, for any protocol",
+		Short: "Balance connections, and sessions of datagrams, over backends, for any protocol",
 		Long: `Takes connections at the addresses of -l and passes each on to a backend, whose address
 follows -u: tcp://host:port, tls://host:port?sni=name, unix:/path or srv://name, with
 ?weight=N and ?priority=N. With --cert and --key TLS ends here; else it passes through.
@@ -53,6 +55,14 @@ it now and then. "holdfast backend" changes the set while it runs, "holdfast sta
 shows it. On HUP, USR1 or "holdfast restart" a new process takes over the sockets, the
 live connections and the set.
 
+Datagrams of udp:// addresses go to the udp:// backends, and their replies back: what comes
+from one address and port is a session, which stays at its backend, and towards it at one
+port, until nothing has come for --idle (1m), or as many --responses as there are to be.
+Limits that are of connections are of sessions here; what is over one is dropped. A restart
+moves the sessions. A backend is down when it refuses (ICMP) or fails --check-udp: that it
+is silent proves nothing, unless the check says that it must answer, as
+'send X expect Y' does and 'udp send X' does not.
+
 --route NAME=ADDR[,…] sends those clients elsewhere whose TLS asks for NAME: a server
 name, *.example.com, /PROTOCOL (ALPN) or NAME/PROTOCOL. The first that fits is taken, and
 -u if none does.
@@ -60,6 +70,7 @@ name, *.example.com, /PROTOCOL (ALPN) or NAME/PROTOCOL. The first that fits is t
 ` + kindsHelp,
 		Example: `  holdfast proxy -l :5432 -u db1:5432,db2:5432 --check 'postgres app'
   holdfast proxy -l :443 --route a.example.com=10.0.0.1:443 --route '*.example.org=10.0.0.2:443'
+  holdfast proxy -l tcp://:53,udp://:53 -u tcp://a:53,tcp://b:53,udp://a:53,udp://b:53 --responses 1
   holdfast backend drain db1:5432
   holdfast restart --wait proxy`,
 		Args: noArgs,
@@ -72,13 +83,14 @@ name, *.example.com, /PROTOCOL (ALPN) or NAME/PROTOCOL. The first that fits is t
 func (o *proxyOptions) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	o.service.add(flags, "proxy")
-	flags.StringSliceVarP(&o.listen, "listen", "l", nil, "addresses to take connections at, NAME=ADDR or ADDR")
+	flags.StringSliceVarP(&o.listen, "listen", "l", nil, "addresses to take connections, or datagrams, at, NAME=ADDR or ADDR")
 	flags.StringSliceVarP(&o.to, "to", "u", nil, "backends")
 	flags.StringArrayVar(&o.routes, "route", nil, "backends of clients whose TLS asks for a name, NAME=ADDR[,ADDR…]; give it for each")
 	flags.StringVar(&o.balance, "balance", "", "least (the default), rr, random, ewma, ordered, or by a key maglev or rendezvous")
 	flags.StringVar(&o.hashBy, "hash-by", "", "what clients of the same backend share: ip, sni, or any word for one backend (default ip; sets --balance maglev)")
 
 	flags.StringVar(&o.check, "check", "", "what must go well at a backend, such as connect or 'http /health'")
+	flags.StringVar(&o.checkUDP, "check-udp", "", "the same at a udp:// backend (default --check if there are no others)")
 	flags.DurationVar(&o.checks.Interval, "check-interval", 2*time.Second, "pause between two checks of a backend, ±10 %")
 	flags.IntVar(&o.checks.Rise, "rise", 2, "checks that must pass in a row before a backend is up again")
 	flags.IntVar(&o.checks.Fall, "fall", 3, "checks that must fail in a row before it is down")
@@ -91,20 +103,22 @@ func (o *proxyOptions) add(cmd *cobra.Command) {
 	flags.StringSliceVar(&o.accept, "accept-proxy", nil, "networks of proxies, which send a PROXY header; unix is whoever uses a Unix socket")
 	flags.IntVar(&o.backends.Header, "send-proxy", 0, "send backends a PROXY header of version 1 or 2")
 
-	flags.IntVar(&o.limits.MaxConns, "max-conns", 0, "connections at once (default half of the files that may be open, less 200)")
-	flags.IntVar(&o.limits.MaxPerIP, "max-per-ip", 0, "connections of one client at once")
-	flags.Float64Var(&o.limits.Rate, "rate", 0, "connections a second")
+	flags.IntVar(&o.limits.MaxConns, "max-conns", 0, "connections at once, and sessions (default half of the files that may be open, less 200; sessions 10000 at most)")
+	flags.IntVar(&o.limits.MaxPerIP, "max-per-ip", 0, "connections, or sessions, of one client at once (default of sessions 256, negative for any number)")
+	flags.Float64Var(&o.limits.Rate, "rate", 0, "connections, or sessions, a second")
 	flags.StringSliceVar(&o.allow, "allow", nil, "networks that may connect, as 10.0.0.0/8")
 	flags.StringSliceVar(&o.deny, "deny", nil, "networks that may not")
-	flags.IntVar(&o.backends.Max, "max-per-backend", 0, "connections of one backend at once; further ones wait")
+	flags.IntVar(&o.backends.Max, "max-per-backend", 0, "connections, or sessions, of one backend at once; further connections wait")
+	flags.IntVar(&o.requests, "requests", 0, "datagrams of a client that go to one backend; 1 balances each by itself (default all of a session)")
+	flags.IntVar(&o.responses, "responses", 0, "datagrams that answer each of a client's, with the last of which a session ends: 1 suits DNS (default not known, negative for none)")
 	flags.IntVar(&o.backends.Queue, "queue", 0, "how many may wait, for 5 s at most (default 1024, negative for none)")
 	flags.StringVar(&o.down, "on-down", "keep", "what becomes of the connections of a backend that is down: keep, drain or cut")
 
 	flags.DurationVar(&o.timeouts.Connect, "connect-timeout", 0, "to reach a backend, all attempts together (default 5s)")
-	flags.DurationVar(&o.timeouts.Idle, "idle", 0, "how long both sides may be silent (default 1h, negative for ever)")
+	flags.DurationVar(&o.timeouts.Idle, "idle", 0, "how long both sides may be silent (default 1h, of datagrams 1m, negative for ever)")
 	flags.DurationVar(&o.timeouts.HalfClosed, "half-closed", 0, "how long, when one side has ended (default 1m)")
 	flags.DurationVar(&o.timeouts.Lifetime, "lifetime", 0, "of a connection (default for ever)")
-	flags.StringVar(&o.accessLog, "access-log", "", "append a line for each connection that ended to this file; - is standard output")
+	flags.StringVar(&o.accessLog, "access-log", "", "append a line for each connection, or session, that ended to this file; - is standard output")
 }
 
 // proxy runs in the supervisor and in every worker; only these have a proxy.Proxy.
@@ -126,7 +140,7 @@ func (p *program) proxy(ctx context.Context, o proxyOptions) error {
 	if err != nil {
 		return err
 	}
-	b := &balancer{lineup: l, recent: recent}
+	b := &balancer{lineup: l, recent: recent, packets: &packetBalancer{}}
 	cfg.Start = func(ctx context.Context) error { return b.start(ctx, o, cfg.Log, access) }
 	cfg.State = restart.State{Save: l.save, Load: l.load}
 	cfg.Call = b.answer
@@ -134,28 +148,43 @@ func (p *program) proxy(ctx context.Context, o proxyOptions) error {
 		defer p.showProxy(cfg, recent)()
 	}
 	defer l.close()
-	return p.serve(ctx, cfg, o.tryOut, restart.Bind(b, o.listen...))
+	return p.serve(ctx, cfg, o.tryOut, b.bind(o)...)
 }
 
-// balancer is what a worker serves: its Proxy is made when it starts.
+// balancer is what a worker serves: its Proxy is made when it starts. What is served of
+// datagrams is beside it.
 type balancer struct {
 	*proxy.Proxy
-	lineup *lineup
-	recent *ring
-	keys   [][32]byte // of TLS tickets, that came before there was a Proxy
+	packets *packetBalancer
+	lineup  *lineup
+	recent  *ring
+	keys    [][32]byte // of TLS tickets, that came before there was a Proxy
 }
 
+func (b *balancer) bind(o proxyOptions) []restart.Binding {
+	streams, datagrams := o.addresses()
+	return []restart.Binding{restart.Bind(b, streams...), restart.BindPacket(b.packets, datagrams...)}
+}
+
+// start makes what the lineup has backends for.
 func (b *balancer) start(ctx context.Context, o proxyOptions, log, access *slog.Logger) error {
 	cfg, err := o.config(b.lineup)
 	if err != nil {
 		return err
 	}
 	cfg.Log, cfg.Access = log, access
-	if b.Proxy, err = proxy.New(cfg); err != nil {
-		return err
+	if cfg.Cluster != nil || len(cfg.Routes) > 0 {
+		if b.Proxy, err = proxy.New(cfg); err != nil {
+			return err
+		}
 	}
-	if b.keys != nil {
+	if b.Proxy != nil && b.keys != nil {
 		b.Proxy.TicketKeys(b.keys)
+	}
+	if g := b.lineup.datagrams(); g != nil {
+		if b.packets.Packets, err = proxy.NewPackets(o.packetConfig(cfg, g.cluster)); err != nil {
+			return err
+		}
 	}
 	b.lineup.begin(ctx)
 	return nil
@@ -186,11 +215,21 @@ func (o proxyOptions) tryOut() error {
 		return err
 	}
 	cfg.Loops = -1
-	p, err := proxy.New(cfg)
-	if err != nil {
-		return err
+	if cfg.Cluster != nil || len(cfg.Routes) > 0 {
+		p, err := proxy.New(cfg)
+		if err != nil {
+			return err
+		}
+		p.Close()
 	}
-	return p.Close()
+	if g := l.datagrams(); g != nil {
+		p, err := proxy.NewPackets(o.packetConfig(cfg, g.cluster))
+		if err != nil {
+			return err
+		}
+		p.Close()
+	}
+	return nil
 }
 
 // openAccessLog makes the log of connections, which is opened anew together with the
@@ -279,10 +318,13 @@ func (o proxyOptions) lineup(log *slog.Logger) (*lineup, error) {
 	if len(o.listen) == 0 {
 		return nil, usage(errors.New("proxy: want an address to listen on"), "holdfast proxy -l tcp://:7000 -u 10.0.0.1:7000,10.0.0.2:7000")
 	}
-	if len(o.to) == 0 && len(o.routes) == 0 {
+	if _, datagrams := o.addresses(); len(datagrams)+len(o.to)+len(o.routes) == 0 {
 		return nil, usage(errors.New("proxy: want backends"), "holdfast proxy -l "+o.listen[0]+" -u 10.0.0.1:7000,10.0.0.2:7000")
 	}
-	cfg, picker, err := o.cluster()
+	if err := o.match(); err != nil {
+		return nil, err
+	}
+	cfg, packetCfg, picker, err := o.clusters()
 	if err != nil {
 		return nil, usage(err, "")
 	}
@@ -290,14 +332,19 @@ func (o proxyOptions) lineup(log *slog.Logger) (*lineup, error) {
 	add := func(route string, addrs []string) {
 		cfg := cfg
 		cfg.Picker = picker()
-		err = errors.Join(err, l.add(route, addrs, cfg))
+		err = errors.Join(err, l.add(route, false, addrs, cfg))
 	}
-	if len(o.to) > 0 {
-		add("", o.to)
+	to, packetTo := byNetwork(o.to)
+	if len(to) > 0 {
+		add("", to)
+	}
+	if len(packetTo) > 0 {
+		packetCfg.Picker = picker()
+		err = errors.Join(err, l.add("", true, packetTo, packetCfg))
 	}
 	for _, r := range o.routes {
 		name, addrs, ok := strings.Cut(r, "=")
-		if !ok || name == "" || l.group(name) != nil {
+		if !ok || name == "" || l.group(name, false) != nil {
 			err = errors.Join(err, fmt.Errorf("--route %q: want NAME=ADDR[,ADDR…], once for each name", r))
 			continue
 		}
@@ -305,32 +352,34 @@ func (o proxyOptions) lineup(log *slog.Logger) (*lineup, error) {
 	}
 	if err != nil {
 		l.close()
-		return nil, usage(err, "backends look like 10.0.0.1:7000, tls://example.net:443 or unix:/run/app.sock")
+		return nil, usage(err, "backends look like 10.0.0.1:7000, tls://example.net:443, unix:/run/app.sock or udp://10.0.0.1:53")
 	}
 	return l, nil
 }
 
-// cluster is what all Clusters have in common, but the Picker.
-func (o proxyOptions) cluster() (cfg holdfast.Config, picker func() holdfast.Picker, err error) {
+// clusters is what all Clusters have in common, but the Picker, and what that of the
+// backends of datagrams has.
+func (o proxyOptions) clusters() (cfg, packets holdfast.Config, picker func() holdfast.Picker, err error) {
 	if picker, _, err = o.policy(); err != nil {
-		return cfg, nil, err
+		return cfg, packets, nil, err
 	}
 	if o.checks.Interval <= 0 || o.checks.Rise < 1 || o.checks.Fall < 1 {
-		return cfg, nil, errors.New("--check-interval, --rise and --fall must be above 0")
+		return cfg, packets, nil, errors.New("--check-interval, --rise and --fall must be above 0")
 	}
+	cfg.Timeouts.Dial = o.timeouts.Connect
+	packets = cfg
 	if o.check != "" {
 		cfg.Check = o.checks
 		if cfg.Probe, err = health.ParseProbe(o.check); err != nil {
-			return cfg, nil, fmt.Errorf("--check: %w", err)
+			return cfg, packets, nil, fmt.Errorf("--check: %w", err)
 		}
 	}
 	if o.backendCA != "" {
 		if cfg.TLS, err = (holdfast.TLSFiles{CA: o.backendCA}).Config(); err != nil {
-			return cfg, nil, err
+			return cfg, packets, nil, err
 		}
 	}
-	cfg.Timeouts.Dial = o.timeouts.Connect
-	return cfg, picker, nil
+	return cfg, packets, picker, o.checkPackets(&packets)
 }
 
 // config is that of the Proxy.

@@ -13,11 +13,13 @@ import (
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/proxy"
 	"github.com/holdfast-net/holdfast/restart"
+	"github.com/holdfast-net/holdfast/serve"
 )
 
 // proxyState is the part of status that only a proxy has: of the generation that serves.
 type proxyState struct {
-	Stats    proxyStats     `json:"stats"`
+	Stats    *proxyStats    `json:"stats,omitempty"`     // of connections, if it takes any
+	Packets  *packetStats   `json:"datagrams,omitempty"` // and of datagrams
 	Backends []backendState `json:"backends"`
 	Recent   []string       `json:"recent,omitempty"` // the end of its log, where that is not written elsewhere
 }
@@ -43,22 +45,29 @@ type proxyStats struct {
 // clientErrors are the ends that a direct connection to a good server would not have had.
 var clientErrors = []proxy.Reason{proxy.NoBackend, proxy.QueueFull, proxy.QueueTimeout, proxy.BackendLost, proxy.BackendDown, proxy.Cut}
 
-func newProxyStats(s proxy.Stats) proxyStats {
-	out := proxyStats{
+func newProxyStats(s proxy.Stats) *proxyStats {
+	out := &proxyStats{
 		Open: s.Open, Queued: s.Queued, Listeners: s.Listeners, Accepted: s.Accepted,
-		Denied: map[string]uint64{
-			"max_conns": s.Denied.Conns, "max_per_ip": s.Denied.PerIP, "rate": s.Denied.Rate, "rate_per_ip": s.Denied.RatePerIP,
-			"network": s.Denied.Network, "uid": s.Denied.UnixUID,
-		},
-		Ends:     map[string]uint64{},
+		Denied: refusals(s.Denied), Ends: byReason(s.Ends),
 		Connects: s.Connects, ConnectFailures: s.ConnectFailures, Hidden: s.Hidden,
 		FromClients: s.FromClients, FromBackends: s.FromBackends, MovedOut: s.MovedOut, MovedIn: s.MovedIn,
 	}
-	for why, n := range s.Ends {
-		out.Ends[why.String()] = n
-	}
 	for _, why := range clientErrors {
 		out.ClientErrors += s.Ends[why]
+	}
+	return out
+}
+
+func refusals(r serve.Refusals) map[string]uint64 {
+	return map[string]uint64{
+		"max_conns": r.Conns, "max_per_ip": r.PerIP, "rate": r.Rate, "rate_per_ip": r.RatePerIP, "network": r.Network, "uid": r.UnixUID,
+	}
+}
+
+func byReason(ends map[proxy.Reason]uint64) map[string]uint64 {
+	out := map[string]uint64{}
+	for why, n := range ends {
+		out[why.String()] = n
 	}
 	return out
 }
@@ -91,9 +100,10 @@ func (b *balancer) answer(_ context.Context, from restart.Caller, request []byte
 	if err := json.Unmarshal(request, &r); err != nil {
 		return nil, fmt.Errorf("the request is not understood: %w", err)
 	}
+	r.Backend = b.lineup.meant(r)
 	switch r.Do {
 	case "status":
-		return json.Marshal(proxyState{newProxyStats(b.Stats()), b.lineup.states(), b.recent.tail()})
+		return json.Marshal(b.state())
 	case "why":
 		why := backendWhy{Schema: "holdfast/backend-why/v1", Backends: b.lineup.details(r)}
 		if why.Backends == nil {
@@ -104,6 +114,14 @@ func (b *balancer) answer(_ context.Context, from restart.Caller, request []byte
 		return b.edit(from, r)
 	}
 	return nil, fmt.Errorf("the request %q is not known", r.Do)
+}
+
+func (b *balancer) state() proxyState {
+	s := proxyState{Packets: b.packets.state(), Backends: b.lineup.states(), Recent: b.recent.tail()}
+	if b.Proxy != nil {
+		s.Stats = newProxyStats(b.Stats())
+	}
+	return s
 }
 
 func (b *balancer) edit(from restart.Caller, r backendRequest) ([]byte, error) {
@@ -123,7 +141,7 @@ func (b *balancer) edit(from restart.Caller, r backendRequest) ([]byte, error) {
 	}
 	out := backendChanged{Schema: "holdfast/backend/v1", Changed: changed, Backends: []backendState{}}
 	for _, s := range b.lineup.states() {
-		if r.Do != "rm" && s.is(r) {
+		if r.Do != "rm" && s.is(r) && s.Name == nameOf(r.Backend) {
 			out.Backends = append(out.Backends, s)
 		}
 	}
@@ -193,6 +211,19 @@ func unresolved(node string) string {
 	return name + port
 }
 
+// load is what it has to do now.
+func (s backendState) load() string {
+	if s.takesDatagrams() {
+		return plural(s.InFlight, "session")
+	}
+	return plural(s.InFlight, "connection")
+}
+
+func (s backendState) takesDatagrams() bool {
+	endpoint, err := holdfast.ParseEndpoint(s.Name)
+	return err == nil && networkOf(endpoint) == "udp"
+}
+
 // color of a state. The words say the same.
 func (s backendState) color() string {
 	switch s.State {
@@ -210,18 +241,25 @@ func askProxy(ctx context.Context, admin string) (s proxyState, err error) {
 	return s, o.ask(ctx, &s)
 }
 
-// lines are the state for people: connections, and a table of backends.
-func (s proxyState) lines(on paint) []string {
-	st := s.Stats
+func (st *proxyStats) line(on paint) string {
 	seen := fmt.Sprintf("%s seen by clients", count(st.ClientErrors))
 	if st.ClientErrors > 0 {
 		seen = on.text(red, seen)
 	}
-	lines := []string{
-		fmt.Sprintf("connections  %d open, %d queued, %s accepted; %s to backends, %s from them; failures %s hidden, %s",
-			st.Open, st.Queued, count(st.Accepted), size(st.FromClients), size(st.FromBackends), count(st.Hidden), seen),
-		"",
+	return fmt.Sprintf("connections  %d open, %d queued, %s accepted; %s to backends, %s from them; failures %s hidden, %s",
+		st.Open, st.Queued, count(st.Accepted), size(st.FromClients), size(st.FromBackends), count(st.Hidden), seen)
+}
+
+// lines are the state for people: connections, sessions, and a table of backends.
+func (s proxyState) lines(on paint) []string {
+	var lines []string
+	if s.Stats != nil {
+		lines = append(lines, s.Stats.line(on))
 	}
+	if s.Packets != nil {
+		lines = append(lines, s.Packets.lines(on)...)
+	}
+	lines = append(lines, "")
 	width := len("backend")
 	for _, b := range s.Backends {
 		width = max(width, len(b.label()))

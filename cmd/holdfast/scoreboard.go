@@ -16,6 +16,7 @@ type report struct {
 	Error          string        `json:"error,omitempty"` // why the scenario was not played to its end
 	Interrupted    bool          `json:"interrupted"`
 	Seed           uint64        `json:"seed"`
+	Network        string        `json:"network"` // tcp or udp
 	Elapsed        float64       `json:"elapsed_s"`
 	Requests       uint64        `json:"requests"`
 	HiddenFailures uint64        `json:"hidden_failures"` // attempts that failed while their request succeeded elsewhere
@@ -24,9 +25,10 @@ type report struct {
 	Restarts       int64         `json:"restarts"`    // of servers under load, committed
 	RolledBack     int64         `json:"rolled_back"` // restarts with a successor that could not start
 	ProxyRestarts  uint64        `json:"proxy_restarts"`
-	HeldConns      int           `json:"held_connections"` // through the proxy, all the while
+	HeldConns      int           `json:"held_connections"` // through the proxy, all the while; or sessions
 	HeldExchanges  uint64        `json:"held_exchanges"`
-	HeldLost       uint64        `json:"held_lost"`
+	HeldLost       uint64        `json:"held_lost"` // sessions: that lost a datagram, or their port at the server
+	Unanswered     uint64        `json:"held_unanswered_datagrams"`
 	Latency        latency       `json:"latency"`
 	Phases         []phaseReport `json:"phases"`
 }
@@ -56,7 +58,10 @@ func latencyOf(h holdfast.Histogram) latency {
 
 // report adds up what was seen. Phases that were not reached are left out.
 func (d *demo) report() *report {
-	r := &report{Schema: "holdfast/demo/v1", Seed: d.seed}
+	r := &report{Schema: "holdfast/demo/v1", Seed: d.seed, Network: "tcp"}
+	if d.udp {
+		r.Network = "udp"
+	}
 	if d.load == nil {
 		return r
 	}
@@ -66,7 +71,7 @@ func (d *demo) report() *report {
 	}
 	if d.middle != nil {
 		r.ProxyRestarts, r.HeldConns = d.middle.restarts.Load(), heldConns
-		r.HeldExchanges, r.HeldLost = d.middle.exchanges.Load(), d.middle.lost.Load()
+		r.HeldExchanges, r.HeldLost, r.Unanswered = d.middle.exchanges.Load(), d.middle.lost.Load(), d.middle.unanswered.Load()
 	}
 	var all holdfast.Histogram
 	for i := range d.load.reached() {
@@ -97,10 +102,20 @@ func (r *report) verdict() error {
 	case r.Error != "":
 		return &failure{exitFailed, errors.New(r.Error), ""}
 	case !r.OK:
-		return &failure{exitFailed, fmt.Errorf("callers saw %d errors and %d wrong replies in %d requests, and %d of %d held connections were lost",
-			r.ClientErrors, r.WrongReplies, r.Requests, r.HeldLost, r.HeldConns), fmt.Sprintf("holdfast demo --seed %d plays the same scenario", r.Seed)}
+		return &failure{exitFailed, fmt.Errorf("callers saw %d errors and %d wrong replies in %d requests, and %d of %d held %s were lost",
+			r.ClientErrors, r.WrongReplies, r.Requests, r.HeldLost, r.HeldConns, heldName(r.isUDP())), r.again() + " plays the same scenario"}
 	}
 	return nil
+}
+
+func (r *report) isUDP() bool { return r.Network == "udp" }
+
+// again is the command that plays the same scenario.
+func (r *report) again() string {
+	if r.isUDP() {
+		return fmt.Sprintf("holdfast demo --udp --seed %d", r.Seed)
+	}
+	return fmt.Sprintf("holdfast demo --seed %d", r.Seed)
 }
 
 // text is the report for people, 80 columns wide.
@@ -122,7 +137,7 @@ func (r *report) text(on paint) string {
 	line(bold, "total", count(r.Requests), count(r.HiddenFailures), count(r.ClientErrors+r.WrongReplies),
 		ms(r.Latency.P50), ms(r.Latency.P99), ms(r.Latency.Max))
 	b.WriteString("\n" + totals(on, r.Requests, r.HiddenFailures, r.ClientErrors, r.WrongReplies) + "\n" +
-		heldTotals(on, r.ProxyRestarts, r.HeldExchanges, r.HeldLost) + "\n" + r.conclusion(on))
+		heldTotals(on, heldName(r.isUDP()), r.ProxyRestarts, r.HeldExchanges, r.HeldLost) + "\n" + r.conclusion(on))
 	return b.String()
 }
 
@@ -145,13 +160,21 @@ func totals(on paint, requests, hidden, errs, wrong uint64) string {
 		on.text(bold, fmt.Sprintf("   hidden failures %s", count(hidden))) + fmt.Sprintf("   requests %s", count(requests))
 }
 
-// heldTotals is that of the connections held through the proxy.
-func heldTotals(on paint, restarts, exchanges, lost uint64) string {
+// heldName is what is held through the proxy.
+func heldName(udp bool) string {
+	if udp {
+		return "sessions"
+	}
+	return "connections"
+}
+
+// heldTotals is the line of what is held through the proxy.
+func heldTotals(on paint, name string, restarts, exchanges, lost uint64) string {
 	color := green
 	if lost > 0 {
 		color = red
 	}
-	return "  " + on.text(color, fmt.Sprintf("held connections %d   lost %s", heldConns, count(lost))) +
+	return "  " + on.text(color, fmt.Sprintf("held %s %d   lost %s", name, heldConns, count(lost))) +
 		on.text(bold, fmt.Sprintf("   proxy restarts %s", count(restarts))) + fmt.Sprintf("   exchanges %s", count(exchanges))
 }
 
@@ -160,13 +183,25 @@ func (r *report) conclusion(on paint) string {
 	if !r.OK || r.Interrupted {
 		return ""
 	}
+	if r.isUDP() {
+		return "\n" + on.text(green, "ok") + fmt.Sprintf(`: what a bad server left unanswered another answered. %s datagrams of
+%d sessions came back through %d restarts of the proxy; the server of each session saw
+it come from one port all the while, and missed none.
+
+Again:  %s
+Next:   holdfast dial --line --idempotent udp://HOST:PORT,udp://HOST:PORT
+        holdfast proxy -l udp://:53 -u udp://HOST:53,udp://HOST:53 --responses 1
+        holdfast bench udp HOST:PORT              see what gets lost on the way
+        go doc github.com/holdfast-net/holdfast/proxy.Packets
+`, count(r.HeldExchanges), r.HeldConns, r.ProxyRestarts, r.again())
+	}
 	return "\n" + on.text(green, "ok") + fmt.Sprintf(`: what failed on a bad server was made good on another, and restarts lost nothing.
 
-Again:  holdfast demo --seed %d
+Again:  %s
 Next:   holdfast ping HOST:PORT,HOST:PORT         look at servers of your own
         holdfast dial HOST:PORT,HOST:PORT         talk to the first that answers
         holdfast proxy -l :7000 -u HOST:PORT,…    the same for clients in any language
         holdfast run -l tcp://:8080 -- ./server   restart any server without being down
         go doc github.com/holdfast-net/holdfast   the library that did this
-`, r.Seed)
+`, r.again())
 }

@@ -92,7 +92,7 @@ func (s *screen) lines(width, height int) []string {
 		lines = append(lines, s.server(i, ph, stats)+"  "+s.rows[i].sparkline(width-62))
 	}
 	lines = append(lines, "", totals(d.paint, stats.Operations, stats.Hidden, errs, wrong),
-		heldTotals(d.paint, d.middle.restarts.Load(), d.middle.exchanges.Load(), d.middle.lost.Load()), "")
+		heldTotals(d.paint, heldName(d.udp), d.middle.restarts.Load(), d.middle.exchanges.Load(), d.middle.lost.Load()), "")
 	lines = append(lines, d.journal.tail(min(8, max(0, height-len(lines))))...)
 	return lines[:min(len(lines), height)]
 }

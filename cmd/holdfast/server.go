@@ -57,7 +57,10 @@ func (s *demoServer) run(ctx context.Context, addr string) error {
 		return err
 	}
 	begin := func(context.Context) error { return nil }
-	return s.lead(ctx, begin, restart.Bind(&serve.Server{Handler: serve.Frames(format, s.echo)}, "tcp://"+addr))
+	if strings.HasPrefix(addr, "udp://") {
+		return s.lead(ctx, begin, restart.BindPacket(s.packets(addr), addr))
+	}
+	return s.lead(ctx, begin, restart.Bind(&serve.Server{Handler: serve.Frames(format, s.echo)}, addr))
 }
 
 // lead runs what the demo starts and restarts; begin is for workers.
@@ -79,16 +82,26 @@ func (s *demoServer) lead(ctx context.Context, begin func(context.Context) error
 
 // echo sends a message back, late if the server was told to be slow.
 func (s *demoServer) echo(ctx context.Context, c *serve.Conn, message []byte) error {
-	if d := time.Duration(s.delay.Load()); d > 0 {
-		t := time.NewTimer(d)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	if err := s.tarry(ctx); err != nil {
+		return err
 	}
 	return c.Send(message)
+}
+
+// tarry makes a reply late.
+func (s *demoServer) tarry(ctx context.Context) error {
+	d := time.Duration(s.delay.Load())
+	if d <= 0 {
+		return nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // obey carries out commands, a line each: "delay" and how long, or "doom": the next
