@@ -140,6 +140,7 @@ func (h *hub) run() {
 		h.end(s, Cut)
 	})
 	h.flush()
+	h.survey()
 	h.deafen()
 	h.last()
 	h.p.counts.add(&h.tally)

@@ -229,7 +229,7 @@ func (p *Packets) TakeOver(state []byte, fds []int) error {
 func (h *hub) adopt(r savedSession, fd int) {
 	s := &session{
 		h: h, key: r.key, set: h.set, way: way{fd: int32(fd)}, header: h.headerOf(r.key), assured: r.assured,
-		began: h.now - r.began, active: h.now - r.active, owed: r.owed, datagrams: r.datagrams, bytes: r.size, told: r.size,
+		began: h.now - r.began, active: h.now - r.active, owed: r.owed, datagrams: r.datagrams, bytes: r.size,
 	}
 	unix.SetNonblock(fd, true)
 	h.p.gate.EnterAnyway(&s.pass, r.key.client.Addr())

@@ -28,13 +28,13 @@ type session struct {
 
 	began, asked time.Duration
 	datagrams    [2]uint64
-	bytes, told  [2]uint64 // told to the node's counters
-	owed         int       // responses that are missing, if it is known how many come
-	staged       [][]byte  // datagrams of this batch that are to be sent
-	first        []byte    // the first datagram, while nothing but it was sent and nothing came back
-	tries        int       // nodes that refused since one answered
-	stays        bool      // the successor could not take it
-	lane         bool      // it is a node's and no client's: nothing comes back
+	bytes        [2]uint64
+	owed         int      // responses that are missing, if it is known how many come
+	staged       [][]byte // datagrams of this batch that are to be sent
+	first        []byte   // the first datagram, while nothing but it was sent and nothing came back
+	tries        int      // nodes that refused since one answered
+	stays        bool     // the successor could not take it
+	lane         bool     // it is a node's and no client's: nothing comes back
 
 	// In the queue of those that may be idle.
 	active  time.Duration // when something came, from either side
@@ -56,9 +56,11 @@ type place struct {
 	node     *holdfast.Node
 	target   *target // how to reach it; nil is that it takes more than a connect
 	sessions int
-	down     bool     // at the last look
-	single   bool     // no runs go there
-	lane     *session // for datagrams that need no session
+	down     bool           // at the last look
+	single   bool           // no runs go there
+	lease    holdfast.Lease // one that was had, to tell of
+	bytes    [2]uint64      // since that was told
+	lane     *session       // for datagrams that need no session
 }
 
 // lessees are sessions in the order in which they were last filed: the first is, or was
@@ -295,10 +297,16 @@ func (h *hub) placeOf(lease holdfast.Lease) *place {
 	n := lease.Node()
 	pl := h.places[n]
 	if pl == nil {
-		pl = &place{node: n, target: datagramTarget(lease)}
+		pl = &place{node: n, target: datagramTarget(lease), lease: lease}
 		h.places[n] = pl
 	}
 	return pl
+}
+
+// tell has the node count what passed.
+func (pl *place) tell() {
+	pl.lease.Transferred(int64(pl.bytes[client]), int64(pl.bytes[backend]))
+	pl.bytes = [2]uint64{}
 }
 
 // survey finds out which nodes are down, and forgets those that nobody uses.
@@ -306,6 +314,7 @@ func (h *hub) survey() {
 	for n, pl := range h.places {
 		state := n.State()
 		pl.down = !state.Usable() && state != holdfast.StateDraining
+		pl.tell()
 		if pl.sessions == 0 {
 			delete(h.places, n)
 		}
@@ -317,6 +326,7 @@ func (h *hub) forward(s *session, data []byte) {
 	s.active = h.now
 	s.datagrams[client]++
 	s.bytes[client] += uint64(len(data))
+	s.place.bytes[client] += uint64(len(data))
 	if !s.assured && s.datagrams[backend] > 0 {
 		h.queueOf(s).remove(s)
 		s.assured = true
@@ -414,8 +424,6 @@ func (h *hub) leave(s *session) {
 	h.ship(s)
 	h.hang(s)
 	if s.lease.Node() != nil {
-		s.lease.Transferred(int64(s.bytes[client]-s.told[client]), int64(s.bytes[backend]-s.told[backend]))
-		s.told = s.bytes
 		s.lease.Done()
 		s.lease = holdfast.Lease{}
 	}
@@ -444,6 +452,9 @@ func (h *hub) replied(s *session, n int) bool {
 	s.active = h.now
 	s.datagrams[backend]++
 	s.bytes[backend] += uint64(n)
+	if s.place != nil {
+		s.place.bytes[backend] += uint64(n)
+	}
 	if s.owed > 0 {
 		if s.owed--; s.owed == 0 {
 			h.end(s, Answered)
@@ -503,7 +514,7 @@ func (h *hub) passOn(key sessionKey, data []byte) {
 		}
 		node := s.place.node
 		s.active, s.header = h.now, h.headerOf(key)
-		s.bytes[client] += uint64(len(data))
+		s.place.bytes[client] += uint64(len(data))
 		if h.send(s, data) {
 			return
 		}
