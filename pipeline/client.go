@@ -380,6 +380,7 @@ func (p *Client[R]) leave(c *call[R], cause error) error {
 	}
 	l := c.link // it only moves on: from the lobby to the link, from the line to the queue
 	switch {
+	case l == nil: // it ended in the lobby
 	case l.leave(c):
 		p.recycle(c)
 		return &Error{NotSent, l.peer.name, cause}

@@ -396,6 +396,31 @@ func TestLoneCallersDeadline(t *testing.T) {
 	})
 }
 
+// Callers go at the moment when those who wait for a connection are told that there will
+// be none.
+func TestLeavingAnEndedLobby(t *testing.T) {
+	for range 20 {
+		inWorld(t, 1, func(w *world) {
+			w.servers[0].ln.Close()
+			p := w.lines(config{})
+			ctx, cancel := context.WithCancel(w.Context())
+			var wg sync.WaitGroup
+			for range 100 {
+				wg.Go(func() {
+					_, err := p.Do(ctx, line("x"))
+					if !errors.Is(err, pipeline.ErrClosed) && !errors.Is(err, context.Canceled) || outcome(err) != "not sent" {
+						w.Errorf("got %v", err)
+					}
+				})
+			}
+			synctest.Wait()
+			wg.Go(cancel)
+			p.Close()
+			wg.Wait()
+		})
+	}
+}
+
 // P29, P30: the window blocks or rejects, in requests and in bytes, and lets in whoever
 // came first.
 func TestWindow(t *testing.T) {
