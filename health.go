@@ -275,7 +275,9 @@ func (c *Cluster) outlierDueLocked(now time.Duration, next *time.Duration) {
 	for _, n := range c.nodes {
 		ok, failed := n.callsLocked()
 		if !n.draining && !n.outLocked() {
-			n.ejects = max(0, n.ejects-1)
+			if ok > 0 || failed == 0 { // else it was in, but not well
+				n.ejects = max(0, n.ejects-1)
+			}
 			counts = append(counts, callCount{n, ok, failed})
 		}
 	}

@@ -435,6 +435,22 @@ func TestEjectionTimeGrowsAndDecays(t *testing.T) {
 		within(t, out(), 30*time.Second, 33*time.Second)
 	})
 
+	t.Run("an interval of failures alone is none that it is well", func(t *testing.T) {
+		inWorld(t, 3, func(t *testing.T, w *world) {
+			c := w.cluster(holdfast.Config{})
+			addr := w.servers[0].addr
+			eject(t, c, addr)
+			w.readmitted(addr)
+			lease := leaseOf(t, c, addr)
+			fail(lease, 4)
+			lease.Done()
+			time.Sleep(10 * time.Second) // and so one sweep
+			start := time.Now()
+			eject(t, c, addr)
+			within(t, w.readmitted(addr).Sub(start), 60*time.Second, 66*time.Second)
+		})
+	})
+
 	// A node that is still down when its time is over stays out for longer.
 	t.Run("a failed probe for readmission counts as well", func(t *testing.T) {
 		inWorld(t, 3, func(t *testing.T, w *world) {
