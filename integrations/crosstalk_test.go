@@ -108,8 +108,14 @@ func TestNoReplyToTheWrongCaller(t *testing.T) {
 	})
 }
 
+// through has connections that are reset all the time. The backoff is short, or there
+// would be none for most of the test, and nothing answered.
+func through(faults *fault.Injector) holdfast.Config {
+	return holdfast.Config{Dial: faults.Dial(nil), Backoff: holdfast.Backoff{Base: 5 * time.Millisecond, Max: 20 * time.Millisecond}}
+}
+
 func redisAsker(t *testing.T, faults *fault.Injector) asker {
-	c := clusterOf(t, holdfast.Config{Dial: faults.Dial(nil)}, startRedis(t).addr)
+	c := clusterOf(t, through(faults), startRedis(t).addr)
 	r := redis.New(c, redis.Config{})
 	t.Cleanup(func() { r.Close() })
 	return func(ctx context.Context, text string) (string, error) { return r.Do(ctx, "ECHO", text).Text() }
@@ -130,7 +136,7 @@ func framed(t *testing.T, format frame.Format) string {
 
 func framesAsker(t *testing.T, faults *fault.Injector) asker {
 	format := frame.Prefix(4)
-	c := clusterOf(t, holdfast.Config{Dial: faults.Dial(nil)}, framed(t, format))
+	c := clusterOf(t, through(faults), framed(t, format))
 	p, err := pipeline.New(c, pipeline.Config[string]{Decoder: pipeline.Frames(format, func(msg []byte) (string, error) { return string(msg), nil })})
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +150,7 @@ func framesAsker(t *testing.T, faults *fault.Injector) asker {
 
 func numbersAsker(t *testing.T, faults *fault.Injector) asker {
 	format := frame.Lines()
-	c := clusterOf(t, holdfast.Config{Dial: faults.Dial(nil)}, framed(t, format))
+	c := clusterOf(t, through(faults), framed(t, format))
 	type reply struct {
 		id   uint64
 		text string

@@ -56,9 +56,22 @@ func newDatabase(t *testing.T, as *syscall.Credential) (dir string) {
 }
 
 func startPostgres(t *testing.T, as *syscall.Credential, dir string) *process {
+	t.Helper()
 	addr, port := freeAddr(t)
-	return run(t, addr, as, need(t, "postgres"), "-D", filepath.Join(dir, "data"), "-p", strconv.Itoa(port),
+	p := run(t, addr, as, need(t, "postgres"), "-D", filepath.Join(dir, "data"), "-p", strconv.Itoa(port),
 		"-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="+dir, "-c", "fsync=off", "-c", "max_connections=20")
+	up := eventually(func() bool { // it accepts before it is up
+		conn, err := pgconn.Connect(t.Context(), "postgres://app@"+addr+"/postgres?sslmode=disable")
+		if err != nil {
+			return false
+		}
+		conn.Close(t.Context())
+		return true
+	})
+	if !up {
+		t.Fatal("postgres is not up")
+	}
+	return p
 }
 
 // openPool is what a user writes: DialFunc, and LookupFunc so that pgx does not

@@ -200,20 +200,25 @@ func TestAResetMoves(t *testing.T) {
 // A client that has said all, and then is gone, is gone for the backend too.
 func TestAResetBehindAnEndPassesOn(t *testing.T) {
 	leak.Check(t)
-	heard := make(chan error, 1)
+	heard, gone := make(chan error, 1), make(chan struct{})
 	back := serveEach(t, func(c *net.TCPConn) {
 		io.Copy(io.Discard, c)
-		time.Sleep(300 * time.Millisecond)
+		select {
+		case <-gone:
+		case <-time.After(patience):
+		}
 		_, err := c.Write([]byte("x"))
 		heard <- err
 	})
-	_, addr := start(t, proxy.Config{Cluster: cluster(t, holdfast.Config{}, back)}, paths["loops"])
+	p, addr := start(t, proxy.Config{Cluster: cluster(t, holdfast.Config{}, back)}, paths["loops"])
 	c := dial(t, addr)
 	c.Write([]byte("q"))
 	c.CloseWrite()
 	time.Sleep(100 * time.Millisecond)
 	c.SetLinger(0)
 	c.Close()
+	eventually(t, "it is over", func() bool { return p.Stats().Open == 0 })
+	close(gone)
 	if err := <-heard; err == nil {
 		t.Error("the backend answers a client that is gone")
 	}

@@ -3,6 +3,7 @@ package redis
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -326,7 +327,10 @@ func TestDecodeBombs(t *testing.T) {
 		"strings, one after other": {"*9000\r\n" + strings.Repeat("$1\r\nx\r\n", 1000), 200 << 10},
 	} {
 		var err error
-		got := allocated(func() { _, _, _, err = new(decoder).Decode([]byte(c.stream)) })
+		got := uint64(math.MaxUint64)
+		for range 5 { // the least: now and then the runtime allocates too, as for a thread
+			got = min(got, allocated(func() { _, _, _, err = new(decoder).Decode([]byte(c.stream)) }))
+		}
 		if got > c.most+uint64(len(c.stream)) || err != nil {
 			t.Errorf("%s: %d bytes allocated for %d received, want at most %d; error %v", name, got, len(c.stream), c.most, err)
 		}

@@ -117,6 +117,7 @@ func TestConnectionsMoveInBatches(t *testing.T) {
 		n = 100
 	}
 	var wg sync.WaitGroup
+	all := make(chan struct{}) // closed when all are there: what comes one by one moves so
 	for i := range n {
 		client, server := peers(t)
 		state := fmt.Sprintf("%d", i)
@@ -124,6 +125,7 @@ func TestConnectionsMoveInBatches(t *testing.T) {
 			state = "refuse " + state
 		}
 		wg.Go(func() {
+			<-all
 			err := s.send("web", []byte(state), []syscall.Conn{server})
 			switch {
 			case i%10 == 0 && err == nil:
@@ -146,6 +148,7 @@ func TestConnectionsMoveInBatches(t *testing.T) {
 			server.Close()
 		})
 	}
+	close(all)
 	wg.Wait()
 	s.close()
 	if got := <-received; got != n*9/10 {
