@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,6 @@ type hub struct {
 	pc     net.PacketConn // nil: sessions were handed over, and the socket has not come yet
 	conn   *mmsg.Conn
 	self   netip.AddrPort
-	fd     int // a duplicate of pc's, to be watched; -1 if it cannot be
 	in     []mmsg.Message
 	out    []mmsg.Message // replies, in rooms
 	rooms  [][]byte
@@ -66,7 +66,7 @@ const (
 
 func newHub(p *Packets, addr string) (*hub, error) {
 	h := &hub{
-		p: p, addr: addr, fd: -1, set: p.set.Load(), now: p.clock(), done: make(chan struct{}),
+		p: p, addr: addr, set: p.set.Load(), now: p.clock(), done: make(chan struct{}),
 		table: map[sessionKey]*session{}, places: map[*holdfast.Node]*place{},
 	}
 	if err := h.poller.open(p.clock, h.due); err != nil {
@@ -97,6 +97,7 @@ func (h *hub) begin(pc net.PacketConn) {
 	h.pc, h.conn = pc, mmsg.New(pc, mmsg.Options{NoGSO: h.set.Socket.NoGSO, GRO: h.set.Socket.GRO})
 	if u, ok := pc.LocalAddr().(*net.UDPAddr); ok {
 		h.self = netip.AddrPortFrom(u.AddrPort().Addr().Unmap(), u.AddrPort().Port())
+		h.p.addFront(h.self)
 	}
 	h.in = rooms(h.conn.Batch(packetBatch))
 	for _, m := range rooms(packetBatch) {
@@ -133,6 +134,7 @@ func (h *hub) run() {
 		h.expire()
 		h.flush()
 	}
+	h.last() // what comes with it, such as sessions of the predecessor, ends too
 	h.each(func(s *session) {
 		if !s.lane {
 			h.wasCut++
@@ -142,11 +144,9 @@ func (h *hub) run() {
 	h.flush()
 	h.survey()
 	h.deafen()
-	h.last()
 	h.p.counts.add(&h.tally)
 	h.p.forget(h)
 	h.tasks.Wait()
-	h.closeFront()
 	h.shut()
 }
 
@@ -164,6 +164,9 @@ func (h *hub) each(do func(*session)) {
 func (p *Packets) forget(h *hub) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if i := slices.Index(p.fronts, h.self); i >= 0 { // one of them: shards have one address
+		p.fronts = append(p.fronts[:i:i], p.fronts[i+1:]...)
+	}
 	for i, o := range p.hubs {
 		if o == h {
 			p.hubs = append(p.hubs[:i:i], p.hubs[i+1:]...)
@@ -175,8 +178,19 @@ func (p *Packets) forget(h *hub) {
 // cut ends a hub at once.
 func (h *hub) cut() { h.post(func() { h.over = true }) }
 
-// arrive takes what came as one: a datagram, or a run of them.
-func (h *hub) arrive(m *mmsg.Message) {
+// isCut reports whether it is about to be: its connections are closed already.
+func (h *hub) isCut() bool { return h.p.base.Err() != nil }
+
+// arrive takes a batch, whose memory is used again afterwards.
+func (h *hub) arrive(ms []mmsg.Message) {
+	for i := range ms {
+		h.arriveAs(&ms[i])
+	}
+	h.shipAll()
+}
+
+// arriveAs takes what came as one: a datagram, or a run of them.
+func (h *hub) arriveAs(m *mmsg.Message) {
 	data := m.Buf[:m.N:m.N]
 	h.tally[fromClientsBytes] += uint64(m.N)
 	switch {
@@ -202,7 +216,8 @@ func (h *hub) arrive(m *mmsg.Message) {
 	}
 }
 
-// isOwn reports whether a datagram comes from this very socket.
+// isOwn reports whether a datagram comes from the very address it was sent to. For what
+// else may be our own see Packets.isOwn.
 func (h *hub) isOwn(m *mmsg.Message) bool {
 	return m.Peer.Port() == h.self.Port() && (m.Peer.Addr() == h.self.Addr() || m.Peer.Addr() == m.Local)
 }
@@ -231,9 +246,12 @@ func (h *hub) flush() {
 	if len(h.out) == 0 {
 		return
 	}
-	failed, _ := h.conn.Send(h.out)
+	failed, err := h.conn.Send(h.out)
 	h.tally[dropUnsent] += uint64(failed)
 	h.out = h.out[:0]
+	if errors.Is(err, net.ErrClosed) {
+		h.readFailed(err)
+	}
 }
 
 // readFailed lets the socket rest, ever longer: what the error is does not matter,
@@ -288,6 +306,9 @@ func (h *hub) expire() {
 	if h.now-h.looked >= every {
 		h.looked = h.now
 		h.survey()
+		if err := h.frontError(); err != nil {
+			h.readFailed(err)
+		}
 	}
 	idle, why := h.idle(), Idle
 	if idle == 0 {
@@ -297,7 +318,7 @@ func (h *hub) expire() {
 		why = Drained
 	}
 	for i := range h.queues {
-		for s := h.queues[i].idlest(); s != nil && h.now-s.active >= idle; s = h.queues[i].idlest() {
+		for s := h.queues[i].first; s != nil && h.now-s.active >= idle; s = h.queues[i].first {
 			h.end(s, why)
 		}
 	}
@@ -306,13 +327,16 @@ func (h *hub) expire() {
 // due is when expire has something to do; negative is never.
 func (h *hub) due() time.Duration {
 	if len(h.places) == 0 && h.open.Load() == 0 {
-		return -1
+		if h.pc == nil {
+			return -1
+		}
+		return h.looked + time.Second // for frontError
 	}
 	due := h.looked + every
 	if idle := h.idle(); idle > 0 {
 		for i := range h.queues {
 			if s := h.queues[i].first; s != nil {
-				due = min(due, s.filed+idle)
+				due = min(due, s.active+idle)
 			}
 		}
 	}

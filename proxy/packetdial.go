@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-net/holdfast"
@@ -15,11 +17,17 @@ import (
 type way struct {
 	fd      int32
 	conn    *holdfast.Conn
-	dialing bool
-	waiting [][]byte // datagrams, until it is dialed
+	cancel  context.CancelFunc // the dial; nil if there is none under way
+	waiting [][]byte           // datagrams, until it is dialed
 }
 
+func (w *way) isDialing() bool { return w.cancel != nil }
+
 var noWay = way{fd: -1}
+
+// maxWrite is for how long a node that was dialed may hold up all others, by taking
+// nothing. Then it has failed.
+const maxWrite = 100 * time.Millisecond
 
 // maxWaiting is how many datagrams wait for a dial.
 const maxWaiting = 16
@@ -27,10 +35,12 @@ const maxWaiting = 16
 // dial makes the way to a node that takes more than a connect.
 func (h *hub) dial(s *session, lease holdfast.Lease) {
 	h.number(s)
-	s.way.dialing = true
+	ctx, cancel := context.WithCancel(h.p.base)
+	s.way.cancel = cancel
 	r := s.ref()
 	h.tasks.Go(func() {
-		conn, err := lease.Dial(h.p.base, nil)
+		defer cancel()
+		conn, err := lease.Dial(ctx, nil)
 		if !h.post(func() { h.dialed(r, conn, err) }) && conn != nil {
 			conn.Close()
 		}
@@ -44,9 +54,10 @@ func (h *hub) dialed(r ref, conn *holdfast.Conn, err error) {
 	switch {
 	case s == nil && conn != nil:
 		conn.Close()
-	case s == nil:
+	case s == nil, err != nil && h.isCut():
 	case err != nil: // which the Cluster knows
 		waiting, old := s.way.waiting, s.place.node
+		s.way.waiting = nil
 		h.leave(s)
 		if s.tries++; s.lane || s.tries >= maxRefusals || !h.settle(s, []*holdfast.Node{old}) {
 			h.tally[dropNoBackend] += uint64(len(waiting))
@@ -59,24 +70,45 @@ func (h *hub) dialed(r ref, conn *holdfast.Conn, err error) {
 		waiting := s.way.waiting
 		s.way = way{fd: -1, conn: conn}
 		h.tasks.Go(func() { h.readConn(r, conn) })
-		h.sendAll(s, waiting)
+		if h.sendAll(s, waiting) {
+			h.endOneWay(s)
+		}
 	}
 }
 
-// sendAll sends what had to wait. Headers are there already.
-func (h *hub) sendAll(s *session, waiting [][]byte) {
+// hangConn closes a way that was dialed, or is being.
+func (h *hub) hangConn(s *session) {
+	switch {
+	case s.way.conn != nil:
+		s.way.conn.Close()
+	case s.way.isDialing():
+		s.way.cancel()
+		h.tally[dropUnsent] += uint64(len(s.way.waiting))
+	default:
+		return
+	}
+	s.way = noWay
+	h.unnumber(s)
+}
+
+// sendAll sends what had to wait. Headers are there already. It is false if the session
+// has ended with that.
+func (h *hub) sendAll(s *session, waiting [][]byte) bool {
 	header := s.header
 	s.header = nil
 	for _, data := range waiting {
 		if !h.send(s, data) {
-			return
+			return false
 		}
 	}
 	s.header = header
+	return true
 }
 
 // readConn has the hub pass on what comes from a node, until the way is closed.
 func (h *hub) readConn(r ref, conn net.Conn) {
+	// A Write that waits must not hold up the end.
+	defer context.AfterFunc(h.p.base, func() { conn.Close() })()
 	buf := make([]byte, 1<<16)
 	for {
 		n, err := conn.Read(buf)
@@ -102,13 +134,15 @@ func (h *hub) readConn(r ref, conn net.Conn) {
 
 // writeConn is write for a way that was dialed, or is being.
 func (s *session) writeConn(data []byte) error {
-	if s.way.conn != nil {
-		_, err := s.way.conn.Write(data)
+	if conn := s.way.conn; conn != nil {
+		conn.SetWriteDeadline(time.Now().Add(maxWrite))
+		_, err := conn.Write(data)
 		return err
 	}
-	if len(s.way.waiting) < maxWaiting {
-		s.way.waiting = append(s.way.waiting, slices.Clone(data))
+	if len(s.way.waiting) >= maxWaiting {
+		return syscall.ENOBUFS
 	}
+	s.way.waiting = append(s.way.waiting, slices.Clone(data))
 	return nil
 }
 
@@ -135,11 +169,7 @@ func (h *hub) readFront() {
 			}
 		}
 		pause = 0
-		if !h.do(func() {
-			for i := range in[:n] {
-				h.arrive(&in[i])
-			}
-		}) {
+		if !h.do(func() { h.arrive(in[:n]) }) {
 			return
 		}
 	}

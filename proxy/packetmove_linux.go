@@ -33,6 +33,7 @@ func (p *Packets) HandOver(ctx context.Context, send func(state []byte, conns ..
 	hubs := p.all()
 	for _, h := range hubs {
 		h.do(h.deafen)
+		h.readBy.Wait() // what it has read goes its way before the sessions do
 	}
 	var wg sync.WaitGroup
 	left := make([]int, len(hubs))
@@ -194,7 +195,11 @@ func readSession(b []byte) (s savedSession, err error) {
 	s.owed = int(min(numbers[3], 1<<30))
 	s.datagrams, s.size = [2]uint64(numbers[4:6]), [2]uint64(numbers[6:8])
 	s.node = string(f[4])
-	return s, errors.Join(s.key.peer.UnmarshalText(f[1]), s.key.local.UnmarshalText(f[2]), s.key.client.UnmarshalText(f[3]))
+	err = errors.Join(s.key.peer.UnmarshalText(f[1]), s.key.local.UnmarshalText(f[2]), s.key.client.UnmarshalText(f[3]))
+	if err == nil && (!s.key.peer.IsValid() || !s.key.client.IsValid()) {
+		err = errRecord
+	}
+	return s, err
 }
 
 // age is a time ago, a hundred years at most.
@@ -237,12 +242,14 @@ func (h *hub) adopt(r savedSession, fd int) {
 		s.lease, s.place = lease, h.placeOf(lease)
 		s.place.sessions++
 	}
-	if old := h.table[s.key]; old != nil {
+	if old := h.table[s.key]; old != nil && !s.isSpent() {
 		h.end(old, Evicted)
 	}
 	h.number(s)
 	h.enlist(s)
-	h.table[s.key] = s
+	if !s.isSpent() {
+		h.table[s.key] = s
+	}
 	h.tally[sessionsIn]++
 	if h.pc != nil && h.watch(s) != nil {
 		h.end(s, Cut)

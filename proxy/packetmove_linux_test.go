@@ -1,8 +1,11 @@
 package proxy_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -10,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/internal/leak"
 	"github.com/holdfast-net/holdfast/proxy"
 	"github.com/holdfast-net/holdfast/restart"
@@ -147,4 +151,198 @@ func (a *asker) stream(stop *atomic.Bool) (n streamed) {
 	a.SetReadDeadline(time.Now().Add(2 * time.Second))
 	n.heard = <-heard
 	return n
+}
+
+// A move that fails, or has no time: who did not move is served here until it is quiet,
+// but nothing is read in front any more.
+func TestSessionsThatStay(t *testing.T) {
+	for name, refuse := range map[string]func(n int) bool{
+		"all are refused": func(int) bool { return true },
+		"some are":        func(n int) bool { return n == 0 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			leak.Check(t)
+			w := &packetWorld{T: t}
+			a := newNode(t, "a", "127.0.0.1:0")
+			w.start(proxy.PacketConfig{}, a)
+			next := w.successor(proxy.PacketConfig{Cluster: w.cluster})
+			var clients []*asker
+			for range 150 {
+				c := w.dial()
+				c.ask("x", 5*time.Second)
+				clients = append(clients, c)
+			}
+			conn, calls, moved := w.socket(), 0, 0
+			take := handTo(t, next)
+			err := w.proxy.HandOver(t.Context(), func(state []byte, conns ...syscall.Conn) error {
+				if calls++; refuse(calls - 1) {
+					return errors.New("no")
+				}
+				moved += len(conns)
+				return take(state, conns...)
+			})
+			if err == nil || w.proxy.Stats().Open != 150-moved || int(w.proxy.Stats().MovedOut) != moved {
+				t.Errorf("HandOver: %v, and %d moved: %+v", err, moved, w.proxy.Stats())
+			}
+			serveWith(t, next, conn)
+			a.seen.Range(func(from, _ any) bool { // whoever has a session, its client is told
+				a.pc.WriteToUDPAddrPort([]byte("news"), from.(netip.AddrPort))
+				return true
+			})
+			for i, c := range clients {
+				if got := c.hear(5 * time.Second); got != "news" {
+					t.Fatalf("client %d: %q", i, got)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if err := w.proxy.Shutdown(ctx); err != nil {
+				t.Errorf("Shutdown: %v", err)
+			}
+		})
+	}
+}
+
+// A HandOver without time moves nobody, and returns.
+func TestHandOverWithoutTime(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	w.start(proxy.PacketConfig{}, newNode(t, "a", "127.0.0.1:0"))
+	for range 250 {
+		w.dial().ask("x", 5*time.Second)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.proxy.HandOver(ctx, func([]byte, ...syscall.Conn) error { t.Error("something is sent"); return nil }); err == nil {
+		t.Error("no error")
+	}
+	if s := w.proxy.Stats(); s.Open != 250 || s.MovedOut != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Who comes while the sessions move is no successor's loss, and Close waits for the move.
+func TestCloseWhileMoving(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	a := newNode(t, "a", "127.0.0.1:0")
+	w.start(proxy.PacketConfig{}, a)
+	next := w.successor(proxy.PacketConfig{Cluster: w.cluster})
+	for range 250 {
+		w.dial().ask("x", 5*time.Second)
+	}
+	_, stop := w.busy(4)
+	take := handTo(t, next)
+	var closing sync.WaitGroup
+	once := sync.OnceFunc(func() { closing.Go(func() { w.proxy.Close() }) })
+	err := w.proxy.HandOver(t.Context(), func(state []byte, conns ...syscall.Conn) error {
+		once()
+		time.Sleep(10 * time.Millisecond)
+		return take(state, conns...)
+	})
+	closing.Wait()
+	stop()
+	if s := w.proxy.Stats(); err != nil || s.Open != 0 || s.Ends[proxy.Cut] != 0 {
+		t.Errorf("%v: %+v", err, s)
+	}
+	if s := next.Stats(); s.Open < 250 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Sessions for an address that is never served end when they are idle.
+func TestSessionsOfNoAddress(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	w.start(proxy.PacketConfig{}, newNode(t, "a", "127.0.0.1:0"))
+	for range 3 {
+		w.dial().ask("x", 5*time.Second)
+	}
+	next := w.successor(proxy.PacketConfig{Cluster: w.cluster, Idle: 300 * time.Millisecond})
+	if err := w.proxy.HandOver(t.Context(), handTo(t, next)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "they end", func() bool { s := next.Stats(); return s.Ends[proxy.Idle] == 3 && s.Open == 0 })
+	eventually(t, "no lease is left", func() bool { return w.cluster.Stats().Nodes[0].InFlight == 0 })
+}
+
+// A session whose node the successor does not know hears of it still, and goes on at
+// another with the next datagram.
+func TestSessionsOfAnUnknownNode(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	a, b := newNode(t, "a", "127.0.0.1:0"), newNode(t, "b", "127.0.0.1:0")
+	w.start(proxy.PacketConfig{}, a)
+	client := w.dial()
+	client.ask("x", 5*time.Second)
+	next := w.successor(proxy.PacketConfig{Cluster: w.clusterOf(holdfast.Config{}, b.url())})
+	conn := w.socket()
+	if err := w.proxy.HandOver(t.Context(), handTo(t, next)); err != nil {
+		t.Fatal(err)
+	}
+	serveWith(t, next, conn)
+	a.seen.Range(func(from, _ any) bool {
+		a.pc.WriteToUDPAddrPort([]byte("late"), from.(netip.AddrPort))
+		return true
+	})
+	if got := client.hear(5 * time.Second); got != "late" {
+		t.Errorf("%q", got)
+	}
+	if got := client.ask("y", 5*time.Second); got != "b:y" {
+		t.Errorf("%q", got)
+	}
+	if s := next.Stats(); s.Open != 1 || s.Sessions != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// Descriptors that are no sockets, and records that are none, are refused or end.
+func TestTakeOverOfNonsense(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	w.start(proxy.PacketConfig{}, newNode(t, "a", "127.0.0.1:0"))
+	state := w.record()
+	next := w.successor(proxy.PacketConfig{Cluster: w.cluster})
+	if next.TakeOver(nil, nil) == nil || next.TakeOver(state, nil) == nil || next.TakeOver(state[:len(state)-1], []int{0}) == nil {
+		t.Error("it is taken")
+	}
+	conn := w.socket()
+	serveWith(t, next, conn)
+	file, err := unix.Open(os.Args[0], unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.TakeOver(state, []int{file}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it has ended", func() bool { s := next.Stats(); return s.MovedIn == 1 && s.Open == 0 })
+}
+
+// A successor that fails changes nothing for anybody.
+func TestRestartThatFails(t *testing.T) {
+	leak.Check(t)
+	a := newNode(t, "a", "127.0.0.1:0")
+	addr, admin := startProgram(t, a.url())
+	client := dialAsker(t, addr)
+	if client.ask("x", 10*time.Second) != "a:x" {
+		t.Fatal("the proxy does not answer")
+	}
+	if err := os.WriteFile(admin+failing, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if r, err := restart.Restart(t.Context(), admin); err == nil && r.OK {
+			t.Error("it succeeded")
+		}
+		if client.ask("y", 5*time.Second) != "a:y" || dialAsker(t, addr).ask("z", 5*time.Second) != "a:z" {
+			t.Error("the proxy does not answer any more")
+		}
+	}
+	os.Remove(admin + failing)
+	if r, err := restart.Restart(t.Context(), admin); err != nil || !r.OK {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if client.ask("y", 5*time.Second) != "a:y" || a.sources() != 3 {
+		t.Errorf("it was asked from %d ports", a.sources())
+	}
 }

@@ -54,6 +54,7 @@ func (h *hub) ship(s *session) {
 			}
 		}
 		if !h.send(s, data[0]) {
+			h.tally[dropNoBackend] += uint64(len(data) - 1)
 			return
 		}
 		data = data[1:]
@@ -81,7 +82,7 @@ func runOf(data [][]byte, header int) int {
 }
 
 func (h *hub) sendRun(s *session, data [][]byte) unix.Errno {
-	s.asked = h.now
+	s.asks()
 	iovs := h.runs[:0]
 	for _, d := range data {
 		if len(s.header) > 0 {

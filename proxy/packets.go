@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/holdfast-net/holdfast"
+	"github.com/holdfast-net/holdfast/internal/addr"
 	"github.com/holdfast-net/holdfast/internal/sockopt"
 	"github.com/holdfast-net/holdfast/internal/spool"
 	"github.com/holdfast-net/holdfast/serve"
@@ -34,8 +36,8 @@ type PacketConfig struct {
 	PerNode int  // sessions of one node at once: no limit
 	Full    Full // who makes room when there are MaxConns
 
-	// Idle is for how long a session stays in which no datagram comes, from either side:
-	// 60 s.
+	// Idle is for how long a session stays in which no datagram comes, from either side,
+	// to a tenth of a second: 60 s.
 	Idle time.Duration
 
 	// Requests is how many datagrams of a client go to one node, before another is chosen:
@@ -108,6 +110,13 @@ func newPacketSettings(cfg PacketConfig) (*packetSettings, error) {
 	return s, nil
 }
 
+// gated are the limits but for MaxConns: by that, somebody may have to make room.
+func (s *packetSettings) gated() serve.Limits {
+	l := s.Limits
+	l.MaxConns = -1
+	return l
+}
+
 // readsHeader reports whether any peer's word about clients is taken.
 func (s *packetSettings) readsHeader() bool { return len(s.Proxy.Trusted) > 0 }
 
@@ -128,7 +137,9 @@ func (s *packetSettings) sessionless() bool { return s.Requests == 1 && s.Respon
 //
 // A node is chosen as for a connection. That it is silent proves nothing; it is down when
 // it refuses (ICMP), or fails its checks. A session then goes on at another, from the
-// next datagram on, and at once with the first one if no reply has ever come.
+// next datagram on, and at once with the first one if no reply has ever come. When all
+// are down, and some are chosen all the same, sessions stay where they are. A node that is
+// drained or was removed keeps its sessions for as long as it answers within a second.
 //
 // Under restart.Run sessions pass to the successor with their sockets: backends go on
 // talking to the same address and port, and what arrives meanwhile waits.
@@ -153,9 +164,12 @@ type Packets struct {
 
 	handing sync.WaitGroup
 
+	own addr.Own // to know our own datagrams by
+
 	mu     sync.Mutex
 	closed bool
 	hubs   []*hub
+	fronts []netip.AddrPort // what sockets are bound to; replaced, never changed
 }
 
 // NewPackets returns a Packets. It connects to nobody.
@@ -164,7 +178,7 @@ func NewPackets(cfg PacketConfig) (*Packets, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Packets{born: time.Now(), gate: &serve.Gate{Limits: set.Limits}}
+	p := &Packets{born: time.Now(), gate: &serve.Gate{Limits: set.gated()}}
 	p.set.Store(set)
 	p.base, p.cancel = context.WithCancel(context.Background())
 	var endLog, endAccess func(time.Duration)
@@ -182,12 +196,30 @@ func (p *Packets) Update(cfg PacketConfig) error {
 	if err != nil {
 		return err
 	}
-	p.gate.Update(set.Limits)
+	p.gate.Update(set.gated())
 	p.set.Store(set)
 	for _, h := range p.all() {
 		h.post(func() {}) // Idle may be shorter
 	}
 	return nil
+}
+
+func (p *Packets) addFront(f netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.fronts = append(slices.Clip(p.fronts), f)
+}
+
+// isOwn reports whether a peer is a socket of ours, this one or another: our replies to it
+// would come in as what is to be answered, for ever.
+func (p *Packets) isOwn(peer netip.AddrPort) bool {
+	p.mu.Lock()
+	fronts := p.fronts
+	p.mu.Unlock()
+	return slices.ContainsFunc(fronts, func(f netip.AddrPort) bool {
+		return f.Port() == peer.Port() &&
+			(f.Addr() == peer.Addr() || f.Addr().IsUnspecified() && p.own.Has(peer.Addr(), time.Now()))
+	})
 }
 
 // clock is the time since the Packets were made, and never 0.

@@ -44,10 +44,7 @@ func (h *hub) hear() {
 		return
 	}
 	h.pause = 0
-	for i := range h.in[:n] {
-		h.arrive(&h.in[i])
-	}
-	h.shipAll()
+	h.arrive(h.in[:n])
 }
 
 // readAtOnce is how many datagrams of a node are taken with one call, so that they leave
@@ -69,17 +66,18 @@ func (h *hub) furnish() {
 func (h *hub) hearBack(s *session) {
 	first := h.take(readAtOnce)
 	n, e := sysReadAll(s.way.fd, h.heads[first:first+readAtOnce])
+	h.used = first + max(n, 0)
 	switch e {
 	case 0:
 	case unix.EAGAIN, unix.EINTR:
-		h.used = first
+		return
+	case unix.EMSGSIZE: // of a router, that the way takes less: what comes next is fragmented
+		h.tally[dropTooLong]++
 		return
 	default:
-		h.used = first
 		h.refused(s, e, nil)
 		return
 	}
-	h.used = first + n
 	r := s.ref()
 	for i := first; i < first+n && h.find(r) != nil; i++ {
 		h.reply(s, i, int(h.heads[i].Len))
@@ -92,21 +90,12 @@ func (h *hub) listen() {
 		return
 	}
 	h.heard = true
-	if h.fd < 0 && h.conn.Polls() {
-		if raw, err := h.pc.(syscall.Conn).SyscallConn(); err == nil {
-			raw.Control(func(fd uintptr) { // a duplicate: whoever closes pc must not put another file in its place
-				if h.fd, err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0); err != nil {
-					h.fd = -1
-				}
-			})
-		}
-	}
-	if h.fd < 0 {
+	if !h.conn.Polls() {
 		h.readBy.Go(h.readFront)
 		return
 	}
-	if e := sysWatch(h.ep, unix.EPOLL_CTL_ADD, int32(h.fd), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: frontEvent}); e != 0 {
-		h.readFailed(e)
+	if err := h.watchFront(unix.EPOLL_CTL_ADD); err != nil {
+		h.readFailed(err)
 	}
 }
 
@@ -116,19 +105,42 @@ func (h *hub) deafen() {
 		return
 	}
 	h.heard = false
-	if h.fd < 0 {
+	if !h.conn.Polls() {
 		h.pc.SetReadDeadline(longAgo)
 		return
 	}
-	sysWatch(h.ep, unix.EPOLL_CTL_DEL, int32(h.fd), &unix.EpollEvent{})
+	h.watchFront(unix.EPOLL_CTL_DEL)
 }
 
-// closeFront lets go of what listen opened.
-func (h *hub) closeFront() {
-	if h.fd >= 0 {
-		unix.Close(h.fd)
-		h.fd = -1
+// watchFront holds the descriptor meanwhile: another file may be in its place when the
+// socket is closed.
+func (h *hub) watchFront(op int) error {
+	return h.control(func(fd uintptr) error {
+		if e := sysWatch(h.ep, op, int32(fd), &unix.EpollEvent{Events: unix.EPOLLIN, Fd: frontEvent}); e != 0 {
+			return e
+		}
+		return nil
+	})
+}
+
+// frontError is net.ErrClosed if somebody has closed the socket in front, which is no
+// event.
+func (h *hub) frontError() error {
+	if h.pc == nil || !h.conn.Polls() {
+		return nil
 	}
+	return h.control(func(uintptr) error { return nil })
+}
+
+func (h *hub) control(do func(fd uintptr) error) error {
+	raw, err := h.pc.(syscall.Conn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	if closed := raw.Control(func(fd uintptr) { err = do(fd) }); closed != nil {
+		return closed
+	}
+	return err
 }
 
 // datagramTarget is nil of a node that takes more than a connect.
@@ -162,6 +174,9 @@ func (h *hub) connect(s *session, lease holdfast.Lease, pl *place) error {
 	}
 	if e = sysConnect(fd, &t.addr); e != 0 {
 		sysClose(fd)
+		if e == unix.EAGAIN { // no port is left: as TCP has it
+			e = unix.EADDRNOTAVAIL
+		}
 		return e
 	}
 	s.way.fd = fd
@@ -175,10 +190,10 @@ func (h *hub) watch(s *session) error {
 		return nil
 	}
 	e := sysWatch(h.ep, unix.EPOLL_CTL_ADD, s.way.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: s.index, Pad: s.gen})
-	if e != 0 { // no memory, or fs.epoll.max_user_watches
+	if e != 0 { // no memory, or fs.epoll.max_user_watches: no fault of the node
 		h.complain("proxy: cannot watch a session", e)
 		h.hang(s)
-		return e
+		return unix.ENOBUFS
 	}
 	return nil
 }
@@ -204,12 +219,13 @@ func (h *hub) write(s *session, data []byte) error {
 func (h *hub) hang(s *session) {
 	switch {
 	case s.way.fd >= 0:
+		if s.stays { // a successor may have it too: its events would go on
+			h.unwatch(s)
+		}
 		sysClose(s.way.fd)
-	case s.way.conn != nil:
-		s.way.conn.Close()
-	case !s.way.dialing:
-		return
+		s.way = noWay
+		h.unnumber(s)
+	default:
+		h.hangConn(s)
 	}
-	s.way = noWay
-	h.unnumber(s)
 }

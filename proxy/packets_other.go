@@ -58,7 +58,8 @@ func (h *hub) deafen() {
 	}
 }
 
-func (h *hub) closeFront() {}
+// frontError is nil: who reads the socket finds out.
+func (h *hub) frontError() error { return nil }
 
 type readers struct{}
 
@@ -67,6 +68,7 @@ func (h *hub) furnish() {}
 // Each datagram is sent as it comes.
 func (h *hub) stage(s *session, data []byte) bool { return h.send(s, data) }
 func (h *hub) ship(*session)                      {}
+func (h *hub) shipAll()                           {}
 
 // target is Linux's: elsewhere every way is dialed.
 type target struct{}
@@ -83,13 +85,4 @@ func (h *hub) watch(*session) error { return nil }
 func (h *hub) write(s *session, data []byte) error { return s.writeConn(data) }
 
 // hang closes the way.
-func (h *hub) hang(s *session) {
-	switch {
-	case s.way.conn != nil:
-		s.way.conn.Close()
-	case !s.way.dialing:
-		return
-	}
-	s.way = noWay
-	h.unnumber(s)
-}
+func (h *hub) hang(s *session) { h.hangConn(s) }

@@ -34,7 +34,7 @@ type PacketDrops struct {
 	Denied    uint64 `json:"denied"`     // no session for them, see PacketStats.Denied
 	NoBackend uint64 `json:"no_backend"` // none was usable, or had room
 	TooLong   uint64 `json:"too_long"`
-	Loops     uint64 `json:"loops"`      // from this very socket, or from port 0
+	Loops     uint64 `json:"loops"`      // from a socket of ours, or from port 0
 	BadHeader uint64 `json:"bad_header"` // no PROXY header, or a wrong one
 	Amplified uint64 `json:"amplified"`  // by PacketConfig.Amplification
 	Unwanted  uint64 `json:"unwanted"`   // replies where none is expected
@@ -62,6 +62,7 @@ const (
 	rehomed
 	sessionsOut
 	sessionsIn
+	sessionsFull
 	packetCounts
 )
 
@@ -85,8 +86,10 @@ func (c *packetCounters) add(t *packetTally) {
 // Stats returns a snapshot.
 func (p *Packets) Stats() PacketStats {
 	n := func(i packetCount) uint64 { return p.counts.all[i].Load() }
+	denied := p.gate.Refused()
+	denied.Conns = n(sessionsFull)
 	s := PacketStats{
-		Sessions: n(sessionsBegun), Denied: p.gate.Refused(), Ends: map[Reason]uint64{},
+		Open: int(p.open.Load()), Sessions: n(sessionsBegun), Denied: denied, Ends: map[Reason]uint64{},
 		FromClients: n(fromClients), FromClientsBytes: n(fromClientsBytes),
 		FromBackends: n(fromBackends), FromBackendsBytes: n(fromBackendsBytes),
 		Dropped: PacketDrops{
@@ -94,9 +97,6 @@ func (p *Packets) Stats() PacketStats {
 			BadHeader: n(dropBadHeader), Amplified: n(dropAmplified), Unwanted: n(dropUnwanted), Unsent: n(dropUnsent),
 		},
 		Refused: n(refusals), Moved: n(rehomed), MovedOut: n(sessionsOut), MovedIn: n(sessionsIn),
-	}
-	for _, h := range p.all() {
-		s.Open += int(h.open.Load())
 	}
 	for r := range p.counts.ends {
 		if n := p.counts.ends[r].Load(); n > 0 {

@@ -36,7 +36,13 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// failing is the end of the name of a file that makes the program fail.
+const failing = ".fail"
+
 func runProxy(back string) error {
+	if _, err := os.Stat(os.Getenv("PROXY_TEST_ADMIN") + failing); err == nil {
+		return errors.New("it was told to fail")
+	}
 	c, err := holdfast.New(holdfast.Static(back), holdfast.Config{})
 	if err != nil {
 		return err
@@ -77,7 +83,8 @@ func startProgram(t *testing.T, back string) (addr, admin string) {
 		at = "udp://" + addr
 	}
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "PROXY_TEST_BACKEND="+back, "PROXY_TEST_ADMIN="+admin, "PROXY_TEST_LISTEN="+at)
+	cmd.Env = append(os.Environ(), "PROXY_TEST_BACKEND="+back, "PROXY_TEST_ADMIN="+admin, "PROXY_TEST_LISTEN="+at,
+		"GORACE=atexit_sleep_ms=0") // else the race detector keeps a process that has ended for a second
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -27,18 +27,20 @@ type session struct {
 	header     []byte // of PROXY, before each datagram
 
 	began, asked time.Duration
+	waits        time.Duration // since when nothing came back; 0 is that nothing is missing
 	datagrams    [2]uint64
 	bytes        [2]uint64
 	owed         int      // responses that are missing, if it is known how many come
 	staged       [][]byte // datagrams of this batch that are to be sent
 	first        []byte   // the first datagram, while nothing but it was sent and nothing came back
 	tries        int      // nodes that refused since one answered
+	answered     bool     // this node did
 	stays        bool     // the successor could not take it
 	lane         bool     // it is a node's and no client's: nothing comes back
 
 	// In the queue of those that may be idle.
 	active  time.Duration // when something came, from either side
-	filed   time.Duration // what active was when it was put at the end
+	filed   time.Duration // what active was when it was put at the end; lag earlier at most
 	assured bool          // the client was heard again after a reply
 	before  *session
 	after   *session
@@ -57,17 +59,20 @@ type place struct {
 	target   *target // how to reach it; nil is that it takes more than a connect
 	sessions int
 	down     bool           // at the last look
+	leaves   bool           // it is drained, or was removed, at the last look
 	single   bool           // no runs go there
 	lease    holdfast.Lease // one that was had, to tell of
 	bytes    [2]uint64      // since that was told
 	lane     *session       // for datagrams that need no session
 }
 
-// lessees are sessions in the order in which they were last filed: the first is, or was
-// then, idle for longest. All are idle for the same time at most, so that no timers are
-// needed, and a datagram does not cost the move to the end: that is made up for when the
-// session comes to the front.
+// lessees are sessions in the order in which they were filed: the first is idle for
+// longest, within lag. All may be idle for the same time, so that no timers are needed,
+// and few datagrams cost the move to the end.
 type lessees struct{ first, last *session }
+
+// lag is how exact that order is.
+const lag = 100 * time.Millisecond
 
 func (q *lessees) add(s *session) {
 	s.filed = s.active
@@ -94,16 +99,14 @@ func (q *lessees) remove(s *session) {
 	s.before, s.after = nil, nil
 }
 
-// idlest is the session that is idle for longest.
-func (q *lessees) idlest() *session {
-	for s := q.first; s != nil; s = q.first {
-		if s.filed == s.active {
-			return s
-		}
+// touch takes note that something came to a session.
+func (h *hub) touch(s *session) {
+	s.active = h.now
+	if s.active-s.filed >= lag {
+		q := h.queueOf(s)
 		q.remove(s)
 		q.add(s)
 	}
-	return nil
 }
 
 func (h *hub) queueOf(s *session) *lessees {
@@ -134,14 +137,19 @@ func (h *hub) one(peer netip.AddrPort, local netip.Addr, data []byte) {
 			return
 		}
 	}
-	if s.place == nil || s.place.down {
-		if !h.rehome(s) {
-			h.tally[dropNoBackend]++
-			h.end(s, NoBackend)
-			return
-		}
+	if h.isLost(s) && !h.rehome(s) {
+		h.tally[dropNoBackend]++
+		h.end(s, NoBackend)
+		return
 	}
 	h.forward(s, data)
+}
+
+// isLost reports whether a session is to go on at another node. One that leaves keeps
+// whom it answers; that it was removed may mean that it is dead, and then nobody says so.
+func (h *hub) isLost(s *session) bool {
+	pl := s.place
+	return pl == nil || pl.down || pl.leaves && s.waits > 0 && h.now-s.waits >= calm
 }
 
 // declared reads the PROXY header of a datagram: why is nonzero if it is to be dropped.
@@ -182,9 +190,19 @@ func (h *hub) headerOf(key sessionKey) []byte {
 
 // begins makes a session, nil if there may be none.
 func (h *hub) begins(key sessionKey) *session {
+	if h.p.isOwn(key.peer) {
+		h.tally[dropLoop]++
+		return nil
+	}
 	var pass serve.Pass
 	if !h.admit(&pass, key.client.Addr()) {
 		h.tally[dropDenied]++
+		return nil
+	}
+	if !h.makeRoom() {
+		pass.Leave()
+		h.tally[dropDenied]++
+		h.tally[sessionsFull]++
 		return nil
 	}
 	s := &session{h: h, key: key, set: h.set, pass: pass, header: h.headerOf(key), began: h.now, active: h.now, way: noWay}
@@ -199,15 +217,9 @@ func (h *hub) begins(key sessionKey) *session {
 	return s
 }
 
-// admit finds room for a session.
+// admit asks whether a client may have another session, if there is room.
 func (h *hub) admit(pass *serve.Pass, client netip.Addr) bool {
-	if h.p.ending.Load() {
-		return false
-	}
-	if most := h.set.Limits.MaxConns; most > 0 && h.p.open.Load() >= int64(most) {
-		h.evict()
-	}
-	if h.p.gate.Enter(pass) != nil {
+	if h.p.ending.Load() || h.p.gate.Enter(pass) != nil {
 		return false
 	}
 	if pass.Admit(client) != nil {
@@ -217,37 +229,58 @@ func (h *hub) admit(pass *serve.Pass, client netip.Addr) bool {
 	return true
 }
 
-func (h *hub) evict() {
-	var s *session
-	switch {
-	case h.set.Full == DropNew:
-	case h.set.Full == EvictUnassured:
-		s = h.queues[0].idlest()
-	default:
-		s = h.queues[0].idlest()
-		if o := h.queues[1].idlest(); s == nil || o != nil && o.active < s.active {
-			s = o
-		}
+// makeRoom finds room for a session of a client who may have one: who may not must not
+// drive out anybody.
+func (h *hub) makeRoom() bool {
+	most := int64(h.set.Limits.MaxConns)
+	if most <= 0 || h.p.open.Load() < most {
+		return true
 	}
-	if s != nil {
+	if s := h.dispensable(); s != nil {
 		h.end(s, Evicted)
 	}
+	return h.p.open.Load() < most
 }
 
-// enlist enters a session in the books.
+// dispensable is the session that makes room for another.
+func (h *hub) dispensable() *session {
+	unassured, assured := h.queues[0].first, h.queues[1].first
+	for assured != nil && assured.lane {
+		assured = assured.after
+	}
+	switch {
+	case h.set.Full == DropNew:
+		return nil
+	case h.set.Full == EvictUnassured || assured == nil:
+		return unassured
+	case unassured == nil || assured.filed < unassured.filed:
+		return assured
+	}
+	return unassured
+}
+
+// enlist enters a session in the books. A lane is nobody's, and takes no place.
 func (h *hub) enlist(s *session) {
 	h.queueOf(s).add(s)
 	h.open.Add(1)
-	h.p.open.Add(1)
+	if !s.lane {
+		h.p.open.Add(1)
+	}
 }
 
-// settle finds a node for a session, and a way to it.
+// settle finds a node for a session, and a way to it. A session that has a node stays
+// there if there is none but what is down, as in panic: one is as good as the other.
 func (h *hub) settle(s *session, tried []*holdfast.Node) bool {
 	for {
 		lease, pl, err := h.pick(h.set.Key(Client{Addr: s.key.client}), &tried)
 		if err != nil {
 			return false
 		}
+		if s.place != nil && (pl.look() || pl == s.place) {
+			lease.Done()
+			return true
+		}
+		h.leave(s)
 		if err = h.connect(s, lease, pl); err == nil {
 			s.lease, s.place = lease, pl
 			pl.sessions++
@@ -312,8 +345,7 @@ func (pl *place) tell() {
 // survey finds out which nodes are down, and forgets those that nobody uses.
 func (h *hub) survey() {
 	for n, pl := range h.places {
-		state := n.State()
-		pl.down = !state.Usable() && state != holdfast.StateDraining
+		pl.look()
 		pl.tell()
 		if pl.sessions == 0 {
 			delete(h.places, n)
@@ -321,9 +353,17 @@ func (h *hub) survey() {
 	}
 }
 
+// look finds out whether a node is down.
+func (pl *place) look() (down bool) {
+	state := pl.node.State()
+	pl.leaves = state == holdfast.StateDraining
+	pl.down = !state.Usable() && !pl.leaves
+	return pl.down
+}
+
 // forward sends what a client sent.
 func (h *hub) forward(s *session, data []byte) {
-	s.active = h.now
+	h.touch(s)
 	s.datagrams[client]++
 	s.bytes[client] += uint64(len(data))
 	s.place.bytes[client] += uint64(len(data))
@@ -339,11 +379,21 @@ func (h *hub) forward(s *session, data []byte) {
 	if !h.stage(s, data) {
 		return
 	}
-	if most := s.set.Requests; most > 0 && s.datagrams[client] >= uint64(most) {
+	if s.isSpent() {
 		delete(h.table, s.key) // the next one begins another, and this one has its replies
-		if s.set.Responses < 0 {
-			h.end(s, Answered)
-		}
+		h.endOneWay(s)
+	}
+}
+
+// isSpent reports whether a session takes no more datagrams of its client.
+func (s *session) isSpent() bool {
+	return s.set.Requests > 0 && s.datagrams[client] >= uint64(s.set.Requests)
+}
+
+// endOneWay ends a session in which nothing can come any more, once all is sent.
+func (h *hub) endOneWay(s *session) {
+	if s.isSpent() && s.set.Responses < 0 && !s.way.isDialing() {
+		h.end(s, Answered)
 	}
 }
 
@@ -353,7 +403,7 @@ const maxKept = 2048
 // send sends a datagram to the node of a session. It is false if the session has ended
 // with that.
 func (h *hub) send(s *session, data []byte) bool {
-	s.asked = h.now
+	s.asks()
 	out := data
 	if len(s.header) > 0 {
 		h.scratch = append(append(h.scratch[:0], s.header...), data...)
@@ -376,6 +426,13 @@ func (h *hub) send(s *session, data []byte) bool {
 	}
 }
 
+// asks takes note that something may come back.
+func (s *session) asks() {
+	if s.asked = s.h.now; s.waits == 0 {
+		s.waits = s.asked
+	}
+}
+
 // maxRefusals is how many nodes may refuse one after the other.
 const maxRefusals = 8
 
@@ -383,6 +440,9 @@ const maxRefusals = 8
 // goes to another, and so does the first datagram, as nobody has seen it. false is that
 // the session has ended.
 func (h *hub) refused(s *session, err error, data []byte) bool {
+	if h.isCut() {
+		return true // it was closed here
+	}
 	h.tally[refusals]++
 	var tried []*holdfast.Node
 	if s.place != nil {
@@ -409,13 +469,15 @@ func (h *hub) refused(s *session, err error, data []byte) bool {
 	return false
 }
 
-// rehome takes a session to another node.
+// rehome takes a session to another node, if there is a better one.
 func (h *hub) rehome(s *session) bool {
-	h.leave(s)
+	was := s.place
 	if !h.settle(s, nil) {
 		return false
 	}
-	h.tally[rehomed]++
+	if s.place != was {
+		h.tally[rehomed]++
+	}
 	return true
 }
 
@@ -423,12 +485,15 @@ func (h *hub) rehome(s *session) bool {
 func (h *hub) leave(s *session) {
 	h.ship(s)
 	h.hang(s)
+	s.answered, s.waits = false, 0
 	if s.lease.Node() != nil {
 		s.lease.Done()
 		s.lease = holdfast.Lease{}
 	}
-	if s.place != nil {
-		s.place.sessions--
+	if pl := s.place; pl != nil {
+		if pl.sessions--; pl.lane == s {
+			pl.lane = nil
+		}
 		s.place = nil
 	}
 }
@@ -442,14 +507,14 @@ func (h *hub) replied(s *session, n int) bool {
 		h.tally[dropUnwanted]++
 		return false
 	}
-	if s.datagrams[backend] == 0 || s.tries > 0 {
+	if s.waits = 0; !s.answered {
 		h.answeredFirst(s)
 	}
 	if a := s.set.Amplification; a > 0 && !s.assured && float64(s.bytes[backend]+uint64(n)) > a*float64(s.bytes[client]) {
 		h.tally[dropAmplified]++
 		return false
 	}
-	s.active = h.now
+	h.touch(s)
 	s.datagrams[backend]++
 	s.bytes[backend] += uint64(n)
 	if s.place != nil {
@@ -465,7 +530,7 @@ func (h *hub) replied(s *session, n int) bool {
 
 // answeredFirst tells the Cluster that the node is well.
 func (h *hub) answeredFirst(s *session) {
-	s.first, s.tries = nil, 0
+	s.answered, s.first, s.tries = true, nil, 0
 	if s.lease.Node() != nil {
 		took := h.now - s.asked
 		s.lease.Dialed(took, nil)
@@ -484,9 +549,6 @@ func (h *hub) end(s *session, why Reason) {
 
 // forget takes a session out of the books.
 func (h *hub) forget(s *session) {
-	if s.lane && s.place != nil {
-		s.place.lane = nil
-	}
 	if h.table[s.key] == s {
 		delete(h.table, s.key)
 	}
@@ -494,7 +556,9 @@ func (h *hub) forget(s *session) {
 	h.leave(s)
 	s.pass.Leave()
 	h.open.Add(-1)
-	h.p.open.Add(-1)
+	if !s.lane {
+		h.p.open.Add(-1)
+	}
 }
 
 // passOn sends a datagram for which there is no session: each node has one lane, for all
@@ -513,7 +577,8 @@ func (h *hub) passOn(key sessionKey, data []byte) {
 			break
 		}
 		node := s.place.node
-		s.active, s.header = h.now, h.headerOf(key)
+		h.touch(s)
+		s.header = h.headerOf(key)
 		s.place.bytes[client] += uint64(len(data))
 		if h.send(s, data) {
 			return

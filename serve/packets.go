@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-net/holdfast/internal/addr"
 	"github.com/holdfast-net/holdfast/internal/spool"
 )
 
@@ -136,7 +137,7 @@ type lane struct {
 	most int            // bytes of a datagram
 
 	turn chan struct{} // holds one while a worker reads: a mutex is not to be waited for so long
-	own  ownAddrs
+	own  addr.Own
 }
 
 // ServePacket serves a socket until Shutdown or Close, and then returns

@@ -85,7 +85,7 @@ func (w *worker) isOwn(m *mmsg.Message) bool {
 	if bound := w.self.Addr(); !bound.IsUnspecified() {
 		return from.Addr() == bound
 	}
-	return from.Addr() == m.Local || w.own.has(from.Addr(), w.now)
+	return from.Addr() == m.Local || w.own.Has(from.Addr(), w.now)
 }
 
 // tally is what a worker counts until it reports.

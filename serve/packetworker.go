@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/holdfast-net/holdfast/internal/mmsg"
@@ -221,34 +219,4 @@ func (s *Packets) sleep(d time.Duration) bool {
 	case <-s.closed:
 		return false
 	}
-}
-
-// ownAddrs are this host's addresses, as far as a socket may have been sent to from them.
-type ownAddrs struct {
-	mu    sync.Mutex
-	at    time.Time
-	addrs map[netip.Addr]struct{}
-}
-
-// has looks the addresses up again after a while. It is asked for sources that have our
-// own port only.
-func (o *ownAddrs) has(a netip.Addr, now time.Time) bool {
-	if a.IsLoopback() {
-		return true
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.addrs == nil || now.Sub(o.at) > 10*time.Second {
-		o.at, o.addrs = now, map[netip.Addr]struct{}{}
-		all, _ := net.InterfaceAddrs()
-		for _, one := range all {
-			if n, ok := one.(*net.IPNet); ok {
-				if own, ok := netip.AddrFromSlice(n.IP); ok {
-					o.addrs[own.Unmap()] = struct{}{}
-				}
-			}
-		}
-	}
-	_, own := o.addrs[a.WithZone("")]
-	return own
 }
