@@ -94,7 +94,7 @@ func (h *hub) serve(pc net.PacketConn) error {
 }
 
 func (h *hub) begin(pc net.PacketConn) {
-	h.pc, h.conn = pc, mmsg.New(pc, mmsg.Options{NoGSO: h.set.Socket.NoGSO, GRO: h.set.Socket.GRO})
+	h.pc, h.conn = pc, mmsg.New(pc, mmsg.Options{NoGSO: h.set.Socket.NoGSO, GRO: h.set.Socket.GRO, Loop: true})
 	if u, ok := pc.LocalAddr().(*net.UDPAddr); ok {
 		h.self = netip.AddrPortFrom(u.AddrPort().Addr().Unmap(), u.AddrPort().Port())
 		h.p.addFront(h.self)

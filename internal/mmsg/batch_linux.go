@@ -38,6 +38,7 @@ type ring struct {
 	ctls  [][ctlSize]byte
 	first []int // the message that a header begins with
 	bare  bool  // nothing comes beside a datagram
+	loop  bool  // Options.Loop
 
 	want    int // messages to ask for: each costs, even if none comes
 	n, done int // headers to go, and gone
@@ -55,6 +56,7 @@ func newBatch(udp *net.UDPConn, connected bool, o Options) *batch {
 	}
 	b := &batch{raw: raw, connected: connected, stubborn: map[netip.Addr]struct{}{}}
 	b.in.try, b.out.try = b.in.recv, b.out.send
+	b.in.loop, b.out.loop = o.Loop, o.Loop
 	b.in.once = func(fd uintptr) { b.in.recv(fd) }
 	local, _ := udp.LocalAddr().(*net.UDPAddr)
 	raw.Control(func(fd uintptr) {
@@ -93,7 +95,7 @@ func (r *ring) recv(fd uintptr) bool {
 	if r.n == 1 && r.bare {
 		r.done, r.errno = sysRecvFrom(fd, &r.hdrs[0])
 	} else {
-		r.done, r.errno = sysRecv(fd, r.hdrs[:r.n])
+		r.done, r.errno = r.sysRecv(fd)
 	}
 	r.waited = r.waited || r.errno == unix.EAGAIN
 	return r.errno != unix.EAGAIN
@@ -103,7 +105,7 @@ func (r *ring) send(fd uintptr) bool {
 	if h := &r.hdrs[0].Hdr; r.n == 1 && h.Iovlen == 1 && h.Control == nil {
 		r.done, r.errno = sysSendTo(fd, h)
 	} else {
-		r.done, r.errno = sysSend(fd, r.hdrs[:r.n])
+		r.done, r.errno = r.sysSend(fd)
 	}
 	return r.errno != unix.EAGAIN
 }
@@ -173,7 +175,7 @@ func (b *batch) send(ms []Message) (failed int, err error) {
 	r := &b.out
 	r.grow(len(ms))
 	for len(ms) > 0 {
-		b.pack(ms)
+		b.pack(ms[:b.atOnce(ms)])
 		if err := b.raw.Write(r.try); err != nil {
 			return failed + len(ms), err
 		}
@@ -192,6 +194,17 @@ func (b *batch) send(ms []Message) (failed int, err error) {
 		}
 	}
 	return failed, err
+}
+
+// maxLoop is how many leave with one call that the runtime is not told of: a tenth of a
+// millisecond's worth, for which a garbage collection may have to wait.
+const maxLoop = 16
+
+func (b *batch) atOnce(ms []Message) int {
+	if b.out.loop {
+		return min(len(ms), maxLoop)
+	}
+	return len(ms)
 }
 
 // relent reports whether what was refused can be tried in a simpler form: a run one by

@@ -53,6 +53,10 @@ type Message struct {
 type Options struct {
 	NoGSO bool
 	GRO   bool // receive runs as one: every Buf needs 64 KiB
+
+	// Loop is for a goroutine that is busy with system calls: its own short ones are not
+	// told to the runtime, which takes it for stuck and its processor away.
+	Loop bool
 }
 
 // Conn is one user of a packet socket. One goroutine may receive while another sends;

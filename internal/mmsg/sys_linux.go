@@ -7,14 +7,15 @@ import (
 )
 
 // All that is unsafe. The sockets do not block, so neither call waits; the runtime is
-// told of them nevertheless, for a batch may keep the kernel busy for a while.
+// told of them nevertheless, for a batch may keep the kernel busy for a while: unless
+// Options.Loop says otherwise.
 
-func sysRecv(fd uintptr, hdrs []unix.Mmsghdr) (int, unix.Errno) {
-	return sys(unix.SYS_RECVMMSG, fd, hdrs)
+func (r *ring) sysRecv(fd uintptr) (int, unix.Errno) {
+	return sys(unix.SYS_RECVMMSG, fd, r.hdrs[:r.n], r.loop)
 }
 
-func sysSend(fd uintptr, hdrs []unix.Mmsghdr) (int, unix.Errno) {
-	return sys(unix.SYS_SENDMMSG, fd, hdrs)
+func (r *ring) sysSend(fd uintptr) (int, unix.Errno) {
+	return sys(unix.SYS_SENDMMSG, fd, r.hdrs[:r.n], r.loop)
 }
 
 // sysRecvFrom is sysRecv of one datagram with nothing beside it, for a tenth less.
@@ -52,9 +53,15 @@ func sysSendTo(fd uintptr, h *unix.Msghdr) (int, unix.Errno) {
 	}
 }
 
-func sys(number, fd uintptr, hdrs []unix.Mmsghdr) (int, unix.Errno) {
+func sys(number, fd uintptr, hdrs []unix.Mmsghdr, raw bool) (int, unix.Errno) {
 	for {
-		n, _, errno := unix.Syscall6(number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), 0, 0, 0)
+		var n uintptr
+		var errno unix.Errno
+		if raw {
+			n, _, errno = unix.RawSyscall6(number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), 0, 0, 0)
+		} else {
+			n, _, errno = unix.Syscall6(number, fd, uintptr(unsafe.Pointer(unsafe.SliceData(hdrs))), uintptr(len(hdrs)), 0, 0, 0)
+		}
 		if errno == unix.EINTR {
 			continue
 		}
