@@ -556,3 +556,34 @@ func icmp(t *testing.T, kind, code byte, mtu uint16, quoted []byte) {
 		t.Fatal(err)
 	}
 }
+
+// A session that makes room has its last datagrams sent, and the node refuses them: it ends
+// once, and takes no other out of the books.
+func TestEvictedWithItsLastDatagrams(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	dead := newNode(t, "a", "127.0.0.1:0")
+	dead.pc.Close()
+	often := holdfast.Backoff{Base: time.Millisecond, Max: time.Millisecond, Jitter: -1}
+	w.start(proxy.PacketConfig{Full: proxy.EvictIdlest, Idle: 200 * time.Millisecond, Limits: serve.Limits{MaxConns: 2},
+		Cluster: w.clusterOf(holdfast.Config{Backoff: often}, dead.url())})
+	var clients []*asker
+	for range 5 {
+		clients = append(clients, w.dial())
+	}
+	for range 200 {
+		for _, c := range clients {
+			for range 3 {
+				c.Write([]byte("x"))
+			}
+		}
+		time.Sleep(time.Millisecond)
+	}
+	eventually(t, "all are dealt with", func() bool { return w.proxy.Stats().FromClients == 3000 })
+	for range 5 {
+		if open := w.proxy.Stats().Open; open < 0 || open > 2 {
+			t.Fatalf("%d sessions are open", open)
+		}
+	}
+	eventually(t, "all have ended", func() bool { return w.proxy.Stats().Open == 0 })
+}

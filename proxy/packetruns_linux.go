@@ -37,27 +37,33 @@ func (h *hub) ship(s *session) {
 	data := s.staged
 	s.staged = s.staged[:0]
 	for len(data) > 0 {
-		n := 1
-		if s.place != nil && !s.place.single {
-			n = runOf(data, len(s.header))
-		}
-		if n > 1 {
-			switch e := h.sendRun(s, data[:n]); e {
-			case 0:
-				data = data[n:]
-				continue
-			case unix.EIO, unix.EINVAL, unix.EMSGSIZE: // a device, or a route, that does not cut
-				s.place.single = true
-			case unix.EINTR:
-				continue
-			default: // of what was sent before, perhaps; send tells
-			}
-		}
-		if !h.send(s, data[0]) {
+		n, goesOn := h.shipSome(s, data)
+		if !goesOn {
 			h.tally[dropNoBackend] += uint64(len(data) - 1)
 			return
 		}
-		data = data[1:]
+		data = data[n:]
+	}
+}
+
+// shipSome sends a run, or one datagram, and returns how many are seen to.
+func (h *hub) shipSome(s *session, data [][]byte) (n int, goesOn bool) {
+	if n = 1; s.way.fd >= 0 && s.place != nil && !s.place.single {
+		n = runOf(data, len(s.header))
+	}
+	if n == 1 {
+		return 1, h.send(s, data[0])
+	}
+	switch e := h.sendRun(s, data[:n]); e {
+	case 0:
+		return n, true
+	case unix.EIO, unix.EINVAL, unix.EMSGSIZE: // a device, or a route, that does not cut
+		s.place.single = true
+		return 0, true
+	case unix.EINTR:
+		return 0, true
+	default:
+		return 1, h.wrote(s, e, data[0])
 	}
 }
 

@@ -37,6 +37,7 @@ type session struct {
 	answered     bool     // this node did
 	stays        bool     // the successor could not take it
 	lane         bool     // it is a node's and no client's: nothing comes back
+	over         bool     // it has ended, and at most sends its last
 
 	// In the queue of those that may be idle.
 	active  time.Duration // when something came, from either side
@@ -280,7 +281,10 @@ func (h *hub) settle(s *session, tried []*holdfast.Node) bool {
 			lease.Done()
 			return true
 		}
-		h.leave(s)
+		if h.leave(s); s.over { // by what it had to send yet
+			lease.Done()
+			return false
+		}
 		if err = h.connect(s, lease, pl); err == nil {
 			s.lease, s.place = lease, pl
 			pl.sessions++
@@ -409,7 +413,12 @@ func (h *hub) send(s *session, data []byte) bool {
 		h.scratch = append(append(h.scratch[:0], s.header...), data...)
 		out = h.scratch
 	}
-	switch err := h.write(s, out); asErrno(err) {
+	return h.wrote(s, h.write(s, out), data)
+}
+
+// wrote is what becomes of a datagram, or of the first of several that went as one.
+func (h *hub) wrote(s *session, err error, data []byte) bool {
+	switch asErrno(err) {
 	case 0:
 		if err != nil { // closed, by the node's removal
 			return h.refused(s, err, data)
@@ -449,7 +458,11 @@ func (h *hub) refused(s *session, err error, data []byte) bool {
 		s.lease.Dialed(h.now-s.asked, &net.OpError{Op: "write", Net: "udp", Err: err})
 		tried = append(tried, s.place.node)
 	}
-	if s.lane {
+	switch {
+	case s.over:
+		h.tally[dropNoBackend]++
+		return false
+	case s.lane:
 		h.forget(s)
 		return false
 	}
@@ -540,7 +553,7 @@ func (h *hub) answeredFirst(s *session) {
 
 // end closes a session.
 func (h *hub) end(s *session, why Reason) {
-	if !s.lane {
+	if !s.lane && !s.over {
 		h.p.counts.ends[why].Add(1)
 		h.p.logEnd(s, why)
 	}
@@ -549,6 +562,10 @@ func (h *hub) end(s *session, why Reason) {
 
 // forget takes a session out of the books.
 func (h *hub) forget(s *session) {
+	if s.over {
+		return
+	}
+	s.over = true
 	if h.table[s.key] == s {
 		delete(h.table, s.key)
 	}
