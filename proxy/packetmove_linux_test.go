@@ -104,7 +104,7 @@ func TestSessionsThroughRestarts(t *testing.T) {
 	for range clients {
 		c := dialAsker(t, addr)
 		all.Go(func() {
-			n := c.stream(&stop)
+			n := c.stream(&stop, time.Duration(clients)*150*time.Microsecond) // together what two CPUs can do
 			sent.Add(int64(n.sent))
 			lost.Add(int64(n.sent - n.heard))
 		})
@@ -127,8 +127,8 @@ func TestSessionsThroughRestarts(t *testing.T) {
 
 type streamed struct{ sent, heard int }
 
-// stream sends a datagram each few milliseconds, whatever comes back, and counts what does.
-func (a *asker) stream(stop *atomic.Bool) (n streamed) {
+// stream sends a datagram now and then, whatever comes back, and counts what does.
+func (a *asker) stream(stop *atomic.Bool, every time.Duration) (n streamed) {
 	heard := make(chan int)
 	go func() {
 		seen := map[string]bool{}
@@ -146,7 +146,7 @@ func (a *asker) stream(stop *atomic.Bool) (n streamed) {
 		if _, err := fmt.Fprintf(a, "%d", n.sent); err == nil {
 			n.sent++
 		}
-		time.Sleep(5 * time.Millisecond)
+		time.Sleep(every)
 	}
 	a.SetReadDeadline(time.Now().Add(2 * time.Second))
 	n.heard = <-heard

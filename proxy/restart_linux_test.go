@@ -22,6 +22,7 @@ import (
 	"github.com/holdfast-net/holdfast/internal/leak"
 	"github.com/holdfast-net/holdfast/proxy"
 	"github.com/holdfast-net/holdfast/restart"
+	"github.com/holdfast-net/holdfast/serve"
 )
 
 // TestMain lets the test's own program be a proxy that can be restarted.
@@ -55,7 +56,7 @@ func runProxy(back string) error {
 	}
 	listen := os.Getenv("PROXY_TEST_LISTEN")
 	if strings.HasPrefix(listen, "udp:") {
-		p, err := proxy.NewPackets(proxy.PacketConfig{Cluster: c})
+		p, err := proxy.NewPackets(proxy.PacketConfig{Cluster: c, Limits: serve.Limits{MaxPerIP: -1}})
 		if err != nil {
 			return err
 		}
