@@ -66,6 +66,7 @@ type window struct {
 	hist        hist.Histogram
 	begin, end  time.Time
 	in, started bool
+	stop        bool // nothing more is sent
 	units       float64
 }
 
@@ -238,7 +239,6 @@ type echoLoop struct {
 	conns []echoer
 	msg   []byte // all are alike but for the first 13 bytes
 	buf   []byte
-	stop  bool
 }
 
 func echoLoad(t task, r *result) error {
@@ -270,41 +270,50 @@ func echoLoad(t task, r *result) error {
 
 func (l *echoLoop) run() {
 	now := time.Now()
-	var interval time.Duration
-	next, turn := now, 0
-	if l.Rate > 0 {
-		interval = time.Duration(1e9 / l.Rate)
-	} else {
-		for i := range l.conns {
+	for i := range l.conns {
+		if l.Rate == 0 {
 			l.send(i, now)
 		}
 	}
-	for !l.over(now) {
-		wait := l.left(now)
+	l.window.run(now, l.poller, l.read, func(nth int, due time.Time) {
+		i := nth % len(l.conns)
+		if c := &l.conns[i]; c.busy {
+			c.due = append(c.due, due)
+		} else if c.fd >= 0 {
+			l.send(i, due)
+		}
+	}, l.outstanding)
+}
+
+// run reads what is ready until the window is over, and what is outstanding for 2 s more.
+// With a Rate it calls send whenever a message is due.
+func (w *window) run(now time.Time, p *poller, read func(i int), send func(nth int, due time.Time), outstanding func() int) {
+	next, nth, interval := now, 0, time.Duration(0)
+	if w.Rate > 0 {
+		interval = time.Duration(1e9 / w.Rate)
+	}
+	for !w.over(now) {
+		wait := w.left(now)
 		if interval > 0 {
 			for ; !now.Before(next); next = next.Add(interval) {
-				if c := &l.conns[turn%len(l.conns)]; c.busy {
-					c.due = append(c.due, next)
-				} else if c.fd >= 0 {
-					l.send(turn%len(l.conns), next)
-				}
-				turn++
+				send(nth, next)
+				nth++
 			}
 			wait = min(wait, next.Sub(now))
 		}
-		for _, ev := range l.wait(wait) {
-			l.read(int(ev.Fd))
+		for _, ev := range p.wait(wait) {
+			read(int(ev.Fd))
 		}
 		now = time.Now()
 	}
-	l.stop = true
-	for limit := now.Add(2 * time.Second); l.outstanding() > 0 && now.Before(limit); now = time.Now() {
-		for _, ev := range l.wait(100 * time.Millisecond) {
-			l.read(int(ev.Fd))
+	w.stop = true
+	for limit := now.Add(2 * time.Second); outstanding() > 0 && now.Before(limit); now = time.Now() {
+		for _, ev := range p.wait(100 * time.Millisecond) {
+			read(int(ev.Fd))
 		}
 	}
-	for range l.outstanding() {
-		l.fail(errors.New("an answer did not come within 2 s"))
+	for range outstanding() {
+		w.fail(errors.New("an answer did not come within 2 s"))
 	}
 }
 

@@ -138,35 +138,64 @@ func proxyPause(quick bool) ([]figure, any, error) {
 }
 
 func pausesOf(s setting, rounds int) (got moved, err error) {
-	b, err := setUp(hosting{placing: unpinned}, "")
+	err = withMovable(s, hosting{placing: unpinned}, func(b *bench, m *movable) error {
+		got.Name = m.name
+		for range rounds {
+			done := make(chan error, 1)
+			go func() {
+				r, err := b.load.do(task{Kind: "echo", Addr: m.addr, Conns: 100, Size: 100, Rate: 5000, Warm: 100 * time.Millisecond, For: time.Second})
+				got.Pauses = append(got.Pauses, r.Each...)
+				got.Held.Errors += r.Errors
+				got.Held.First = cmp.Or(got.Held.First, r.First)
+				done <- err
+			}()
+			time.Sleep(300 * time.Millisecond)
+			one, err := m.restart()
+			if err = errors.Join(err, <-done); err != nil {
+				return err
+			}
+			got.Restarts = append(got.Restarts, one)
+		}
+		return nil
+	})
+	return got, err
+}
+
+// withMovable runs a backend, clients and a proxy that can be restarted.
+func withMovable(s setting, h hosting, do func(*bench, *movable) error) error {
+	b, err := setUp(h, "")
 	if err != nil {
-		return got, err
+		return err
 	}
 	defer b.end()
 	m, err := startMovable(s, b.hosting)
 	if err != nil {
-		return got, err
+		return err
 	}
 	defer m.stop()
-	got.Name = m.name
-	for range rounds {
-		done := make(chan error, 1)
-		go func() {
-			r, err := b.load.do(task{Kind: "echo", Addr: m.addr, Conns: 100, Size: 100, Rate: 5000, Warm: 100 * time.Millisecond, For: time.Second})
-			got.Pauses = append(got.Pauses, r.Each...)
-			got.Held.Errors += r.Errors
-			got.Held.First = cmp.Or(got.Held.First, r.First)
-			done <- err
-		}()
-		time.Sleep(300 * time.Millisecond)
+	return do(b, m)
+}
+
+// Restarts are this far apart, or as far as the old process needs.
+const apart = 600 * time.Millisecond
+
+// howLong is how long clients are busy while it is restarted so many times.
+func howLong(restarts int) time.Duration { return time.Duration(restarts)*apart + 500*time.Millisecond }
+
+// restartOften begins when the clients have.
+func (m *movable) restartOften(restarts int) (all []succession, err error) {
+	time.Sleep(300 * time.Millisecond)
+	m.patient = 500 * time.Millisecond
+	for range restarts {
+		begin := time.Now()
 		one, err := m.restart()
-		err = errors.Join(err, <-done)
 		if err != nil {
-			return got, err
+			return all, err
 		}
-		got.Restarts = append(got.Restarts, one)
+		all = append(all, one)
+		time.Sleep(max(apart-time.Since(begin), 0))
 	}
-	return got, nil
+	return all, nil
 }
 
 const heldConns = 500
@@ -200,47 +229,30 @@ func proxyRestarts(quick bool) ([]figure, any, error) {
 }
 
 func restartsOf(s setting, restarts int) (got moved, err error) {
-	b, err := setUp(hosting{placing: unpinned}, "")
-	if err != nil {
-		return got, err
-	}
-	defer b.end()
-	m, err := startMovable(s, b.hosting)
-	if err != nil {
-		return got, err
-	}
-	defer m.stop()
-	fresh, _, err := startAsker("proxy-load", -1)
-	if err != nil {
-		return got, err
-	}
-	defer fresh.stop()
-	got.Name = m.name
-	// One restart in 600 ms, or as long as the old process needs.
-	whole := time.Duration(restarts)*600*time.Millisecond + 500*time.Millisecond
-	done := make(chan error, 2)
-	go func() {
-		var err error
-		got.Held, err = b.load.do(task{Kind: "echo", Addr: m.addr, Conns: heldConns, Size: 100, Rate: 5000, Warm: 100 * time.Millisecond, For: whole})
-		done <- err
-	}()
-	go func() {
-		var err error
-		got.Fresh, err = fresh.do(task{Kind: "churn", Addr: m.addr, Conns: 8, Size: 100, Rate: 2000, Warm: 100 * time.Millisecond, For: whole})
-		done <- err
-	}()
-	time.Sleep(300 * time.Millisecond)
-	m.patient = 500 * time.Millisecond
-	for range restarts {
-		begin := time.Now()
-		one, err := m.restart()
+	err = withMovable(s, hosting{placing: unpinned}, func(b *bench, m *movable) error {
+		fresh, _, err := startAsker("proxy-load", -1)
 		if err != nil {
-			return got, err
+			return err
 		}
-		got.Restarts = append(got.Restarts, one)
-		time.Sleep(max(600*time.Millisecond-time.Since(begin), 0))
-	}
-	return got, errors.Join(<-done, <-done)
+		defer fresh.stop()
+		got.Name = m.name
+		done := make(chan error, 2)
+		go func() {
+			var err error
+			got.Held, err = b.load.do(task{Kind: "echo", Addr: m.addr, Conns: heldConns, Size: 100, Rate: 5000, Warm: 100 * time.Millisecond, For: howLong(restarts)})
+			done <- err
+		}()
+		go func() {
+			var err error
+			got.Fresh, err = fresh.do(task{Kind: "churn", Addr: m.addr, Conns: 8, Size: 100, Rate: 2000, Warm: 100 * time.Millisecond, For: howLong(restarts)})
+			done <- err
+		}()
+		if got.Restarts, err = m.restartOften(restarts); err != nil {
+			return err
+		}
+		return errors.Join(<-done, <-done)
+	})
+	return got, err
 }
 
 const udpSessions = 1000
@@ -272,34 +284,18 @@ func proxyUDPRestarts(quick bool) ([]figure, any, error) {
 }
 
 func udpRestartsOf(s setting, restarts int) (got moved, err error) {
-	b, err := setUp(hosting{placing: unpinned, packets: true}, "")
-	if err != nil {
-		return got, err
-	}
-	defer b.end()
-	m, err := startMovable(s, b.hosting)
-	if err != nil {
-		return got, err
-	}
-	defer m.stop()
-	got.Name = m.name
-	whole := time.Duration(restarts)*600*time.Millisecond + 500*time.Millisecond
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		got.Held, err = b.load.do(task{Kind: "udp", Addr: m.addr, Conns: udpSessions, Size: 100, Rate: 20_000, Warm: 100 * time.Millisecond, For: whole})
-		done <- err
-	}()
-	time.Sleep(300 * time.Millisecond)
-	m.patient = 500 * time.Millisecond
-	for range restarts {
-		begin := time.Now()
-		one, err := m.restart()
-		if err != nil {
-			return got, err
+	err = withMovable(s, hosting{placing: unpinned, packets: true}, func(b *bench, m *movable) error {
+		got.Name = m.name
+		done := make(chan error, 1)
+		go func() {
+			var err error
+			got.Held, err = b.load.do(task{Kind: "udp", Addr: m.addr, Conns: udpSessions, Size: 100, Rate: 20_000, Warm: 100 * time.Millisecond, For: howLong(restarts)})
+			done <- err
+		}()
+		if got.Restarts, err = m.restartOften(restarts); err != nil {
+			return err
 		}
-		got.Restarts = append(got.Restarts, one)
-		time.Sleep(max(600*time.Millisecond-time.Since(begin), 0))
-	}
-	return got, <-done
+		return <-done
+	})
+	return got, err
 }

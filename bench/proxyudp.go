@@ -110,7 +110,6 @@ type udpLoop struct {
 	socks []udpSocket
 	msg   []byte
 	buf   []byte
-	stop  bool
 }
 
 func udpLoad(t task, r *result) error {
@@ -147,38 +146,12 @@ func udpLoad(t task, r *result) error {
 
 func (l *udpLoop) run() {
 	now := time.Now()
-	next, turn, interval := now, 0, time.Duration(0)
-	if l.Rate > 0 {
-		interval = time.Duration(1e9 / l.Rate)
-	}
 	for i := range l.socks {
-		for k := 0; k < underWay && interval == 0; k++ {
+		for k := 0; k < underWay && l.Rate == 0; k++ {
 			l.send(i, now)
 		}
 	}
-	for !l.over(now) {
-		wait := l.left(now)
-		if interval > 0 {
-			for ; !now.Before(next); next = next.Add(interval) {
-				l.send(turn%len(l.socks), next)
-				turn++
-			}
-			wait = min(wait, next.Sub(now))
-		}
-		for _, ev := range l.wait(wait) {
-			l.read(int(ev.Fd))
-		}
-		now = time.Now()
-	}
-	l.stop = true
-	for limit := now.Add(2 * time.Second); l.outstanding() > 0 && now.Before(limit); now = time.Now() {
-		for _, ev := range l.wait(100 * time.Millisecond) {
-			l.read(int(ev.Fd))
-		}
-	}
-	for range l.outstanding() {
-		l.fail(errors.New("a datagram is lost"))
-	}
+	l.window.run(now, l.poller, l.read, func(nth int, due time.Time) { l.send(nth%len(l.socks), due) }, l.outstanding)
 }
 
 func (l *udpLoop) outstanding() (n int) {
