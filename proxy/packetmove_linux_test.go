@@ -93,9 +93,9 @@ func TestSessionsThroughRestarts(t *testing.T) {
 	if soak {
 		restarts, clients = 60, 500
 	}
-	a := newNode(t, "a", "127.0.0.1:0")
+	a := newNode(t, "a", "127.0.0.1:0", "through restarts")
 	addr, admin := startProgram(t, a.url())
-	if dialAsker(t, addr).ask("x", 10*time.Second) == "" {
+	if dialAsker(t, addr).ask("through restarts", 10*time.Second) == "" {
 		t.Fatal("the proxy does not answer")
 	}
 	var stop atomic.Bool
@@ -143,7 +143,7 @@ func (a *asker) stream(stop *atomic.Bool, every time.Duration) (n streamed) {
 		}
 	}()
 	for !stop.Load() {
-		if _, err := fmt.Fprintf(a, "%d", n.sent); err == nil {
+		if _, err := fmt.Fprintf(a, "through restarts %d", n.sent); err == nil {
 			n.sent++
 		}
 		time.Sleep(every)

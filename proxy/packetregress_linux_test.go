@@ -99,7 +99,7 @@ func TestLaneThatCannotBeDialed(t *testing.T) {
 	client := w.dial()
 	for i := range uint64(20) {
 		client.Write([]byte("x"))
-		eventually(t, "it is dropped", func() bool { return w.proxy.Stats().Dropped.NoBackend == i+1 })
+		eventually(t, "it is dropped", func() bool { return w.proxy.Stats().Dropped.NoBackend > i })
 	}
 	if s := w.proxy.Stats(); s.Open != 0 {
 		t.Errorf("%+v", s)

@@ -1,10 +1,13 @@
 package proxy_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,16 +25,24 @@ type node struct {
 	name string
 	got  atomic.Int64
 	mute atomic.Bool
+	only []byte   // heed what begins like this
 	seen sync.Map // of the addresses that asked
 }
 
-func newNode(t testing.TB, name, addr string) *node {
+// ours is a loopback address of this process alone: to a port that was just closed, others
+// may still send.
+func ours(addr string) string {
+	pid := os.Getpid()
+	return strings.Replace(addr, "127.0.0.1:0", fmt.Sprintf("127.%d.%d.1:0", 64+pid>>8%128, pid%256), 1)
+}
+
+func newNode(t testing.TB, name, addr string, only ...string) *node {
 	t.Helper()
-	pc, err := net.ListenPacket("udp", addr)
+	pc, err := net.ListenPacket("udp", ours(addr))
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{pc: pc.(*net.UDPConn), name: name}
+	n := &node{pc: pc.(*net.UDPConn), name: name, only: []byte(strings.Join(only, ""))}
 	n.pc.SetReadBuffer(4 << 20)
 	var wg sync.WaitGroup
 	wg.Go(n.run)
@@ -48,6 +59,9 @@ func (n *node) run() {
 		}
 		if err != nil {
 			continue
+		}
+		if !bytes.HasPrefix(buf[:size], n.only) {
+			continue // of another test's, which had this port before
 		}
 		n.got.Add(1)
 		n.seen.Store(from, true)
@@ -90,7 +104,7 @@ type packetWorld struct {
 // start serves datagrams for the nodes.
 func (w *packetWorld) start(cfg proxy.PacketConfig, nodes ...*node) {
 	w.Helper()
-	w.startAt("127.0.0.1:0", cfg, nodes...)
+	w.startAt(ours("127.0.0.1:0"), cfg, nodes...)
 }
 
 func (w *packetWorld) startAt(addr string, cfg proxy.PacketConfig, nodes ...*node) {
@@ -112,6 +126,7 @@ func (w *packetWorld) startAt(addr string, cfg proxy.PacketConfig, nodes ...*nod
 	if err != nil {
 		w.Fatal(err)
 	}
+	pc.(*net.UDPConn).SetReadBuffer(4 << 20) // for what comes before it is served
 	w.pc, w.addr = pc, pc.LocalAddr().String()
 	if w.goroutines {
 		pc = opaquePacket{pc}

@@ -81,6 +81,12 @@ func startProgram(t *testing.T, back string) (addr, admin string) {
 	admin = filepath.Join(t.TempDir(), "proxy.sock")
 	at := "tcp://" + addr
 	if strings.HasPrefix(back, "udp:") {
+		pc, err := net.ListenPacket("udp", ours("127.0.0.1:0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr = pc.LocalAddr().String()
+		pc.Close()
 		at = "udp://" + addr
 	}
 	cmd := exec.Command(os.Args[0])
