@@ -167,12 +167,7 @@ func (p *Packets) forget(h *hub) {
 	if i := slices.Index(p.fronts, h.self); i >= 0 { // one of them: shards have one address
 		p.fronts = append(p.fronts[:i:i], p.fronts[i+1:]...)
 	}
-	for i, o := range p.hubs {
-		if o == h {
-			p.hubs = append(p.hubs[:i:i], p.hubs[i+1:]...)
-			return
-		}
-	}
+	p.hubs = slices.DeleteFunc(p.hubs, func(o *hub) bool { return o == h })
 }
 
 // cut ends a hub at once.

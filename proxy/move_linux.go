@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,20 +27,21 @@ const movingAtOnce = 128
 // taken. One that has no backend yet is passed on without. It returns when all have moved
 // that can, or ctx ends; those that stay are drained by the Shutdown that must follow.
 func (p *Proxy) HandOver(ctx context.Context, send func(state []byte, conns ...syscall.Conn) error) error {
-	var wg sync.WaitGroup
-	left := make([]int, len(p.loops.all))
-	for i, l := range p.loops.all {
-		wg.Go(func() { left[i] = l.handOver(ctx, send) })
-	}
-	wg.Wait()
-	n := 0
-	for _, k := range left {
-		n += k
-	}
-	if n > 0 {
+	if n := atOnce(p.loops.all, func(l *loop) int { return l.handOver(ctx, send) }); n > 0 {
 		return fmt.Errorf("proxy: %d connections could not be handed over", n)
 	}
 	return nil
+}
+
+// atOnce has all hand over, and returns how many connections or sessions stay.
+func atOnce[T any](all []T, handOver func(T) (left int)) int {
+	var wg sync.WaitGroup
+	var left atomic.Int64
+	for _, one := range all {
+		wg.Go(func() { left.Add(int64(handOver(one))) })
+	}
+	wg.Wait()
+	return int(left.Load())
 }
 
 // handOver moves what a loop has, and returns how many stay.

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync"
 	"syscall"
 	"time"
 
@@ -35,17 +34,7 @@ func (p *Packets) HandOver(ctx context.Context, send func(state []byte, conns ..
 		h.do(h.deafen)
 		h.readBy.Wait() // what it has read goes its way before the sessions do
 	}
-	var wg sync.WaitGroup
-	left := make([]int, len(hubs))
-	for i, h := range hubs {
-		wg.Go(func() { left[i] = h.handOver(ctx, send) })
-	}
-	wg.Wait()
-	n := 0
-	for _, k := range left {
-		n += k
-	}
-	if n > 0 {
+	if n := atOnce(hubs, func(h *hub) int { return h.handOver(ctx, send) }); n > 0 {
 		return fmt.Errorf("proxy: %d sessions could not be handed over", n)
 	}
 	return nil

@@ -285,19 +285,29 @@ func (h *hub) settle(s *session, tried []*holdfast.Node) bool {
 			lease.Done()
 			return false
 		}
-		if err = h.connect(s, lease, pl); err == nil {
-			s.lease, s.place = lease, pl
-			pl.sessions++
+		if err = h.reach(s, lease, pl); err == nil {
 			return true
 		}
-		lease.Dialed(0, &net.OpError{Op: "dial", Net: "udp", Err: err})
-		lease.Done()
 		tried = append(tried, pl.node)
 		if isLack(err) {
 			h.complain("proxy: no socket for a session", err)
 			return false
 		}
 	}
+}
+
+// reach makes the way to a node that was chosen. One that cannot be reached is blamed, and
+// its lease has ended.
+func (h *hub) reach(s *session, lease holdfast.Lease, pl *place) error {
+	err := h.connect(s, lease, pl)
+	if err != nil {
+		lease.Dialed(0, &net.OpError{Op: "dial", Net: "udp", Err: err})
+		lease.Done()
+		return err
+	}
+	s.lease, s.place = lease, pl
+	pl.sessions++
+	return nil
 }
 
 // isLack is true of what is wrong with this host, at every node.
@@ -617,14 +627,11 @@ func (h *hub) laneTo(key sessionKey, tried *[]*holdfast.Node) *session {
 			return pl.lane
 		}
 		s := &session{h: h, set: h.set, began: h.now, active: h.now, assured: true, lane: true, way: noWay}
-		if err = h.connect(s, lease, pl); err == nil {
-			s.lease, s.place, pl.lane = lease, pl, s
-			pl.sessions++
+		if h.reach(s, lease, pl) == nil {
+			pl.lane = s
 			h.enlist(s)
 			return s
 		}
-		lease.Dialed(0, &net.OpError{Op: "dial", Net: "udp", Err: err})
-		lease.Done()
 		*tried = append(*tried, pl.node)
 	}
 }
