@@ -229,7 +229,7 @@ func (f *front) end() {
 
 // acceptBatch bounds what is accepted in one turn, so that those who are there are
 // served too.
-const acceptBatch = 16
+const acceptBatch = 64
 
 // accept takes what has come.
 func (l *loop) accept(f *front) {
@@ -248,7 +248,7 @@ func (l *loop) accept(f *front) {
 			if !l.place(f, fd, from.addrPort()) {
 				return
 			}
-			if least := l.p.loops.least(); l.open.Load()-least.open.Load() >= imbalance {
+			if least := l.p.loops.least(); l.ahead(least) {
 				f.grant(least)
 				return
 			}
@@ -311,9 +311,13 @@ func (l *loop) place(f *front, fd int32, from netip.AddrPort) bool {
 	return true
 }
 
-// imbalance is how many connections more than another a loop may have before that one
-// accepts the next.
-const imbalance = 2
+// ahead reports whether l has so many connections more than another that the next is for
+// that one. Of a few each counts; of many a part may differ, for whoever is to accept
+// next comes to it after what it is at, and those who connect wait as long.
+func (l *loop) ahead(least *loop) bool {
+	mine, theirs := l.open.Load(), least.open.Load()
+	return mine-theirs > (mine+theirs)/8
+}
 
 // least is the loop that has the fewest connections.
 func (ls *loops) least() *loop {

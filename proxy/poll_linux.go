@@ -2,6 +2,9 @@ package proxy
 
 import (
 	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -25,6 +28,30 @@ type poller struct {
 	park  syscall.RawConn
 	look  func(fd uintptr) bool
 	found int // by look
+
+	parked atomic.Bool
+	rounds int // since it was
+	others []unix.PollFd
+}
+
+// pollers are all there are in this process: its processors are theirs in common.
+var pollers struct {
+	mu  sync.Mutex
+	all atomic.Pointer[[]*poller]
+}
+
+// enlist makes q one of the pollers, or one no more.
+func (q *poller) enlist(join bool) {
+	pollers.mu.Lock()
+	defer pollers.mu.Unlock()
+	var all []*poller
+	if old := pollers.all.Load(); old != nil {
+		all = slices.DeleteFunc(slices.Clone(*old), func(o *poller) bool { return o == q })
+	}
+	if join {
+		all = append(all, q)
+	}
+	pollers.all.Store(&all)
 }
 
 // The events that are no socket's carry these in place of an index.
@@ -59,11 +86,13 @@ func (q *poller) openAll() (err error) {
 	unix.SetNonblock(q.ep, true) // or it would not be watched
 	q.file = os.NewFile(uintptr(q.ep), "epoll")
 	q.park, err = q.file.SyscallConn()
+	q.enlist(true)
 	return err
 }
 
 // shut closes what open opened.
 func (q *poller) shut() {
+	q.enlist(false)
 	if q.file != nil {
 		q.file.Close()
 	} else if q.ep >= 0 {
@@ -79,13 +108,37 @@ func (q *poller) shut() {
 // wait returns how many events there are. When there is nothing it parks, unless the
 // caller is busy.
 func (q *poller) wait(busy bool) int {
+	if q.rounds++; q.rounds%rouseEvery == 0 {
+		q.rouse()
+	}
 	if busy {
 		n, _ := sysPoll(q.ep, q.events[:])
 		return max(n, 0)
 	}
 	q.found = 0
 	q.park.Read(q.look)
+	q.parked.Store(false)
 	return q.found
+}
+
+// rouseEvery is how many times in a row a poller has something to do before it looks
+// after the others.
+const rouseEvery = 4
+
+// rouse wakes others that are parked and have something to do. The thread that runs q is
+// the one that watched for all of them, and while q is busy the runtime looks for itself
+// every 10 ms only. A goroutine, even an empty one, wakes an idle processor, which looks
+// before it sleeps.
+func (q *poller) rouse() {
+	q.others = q.others[:0]
+	for _, o := range *pollers.all.Load() {
+		if o.parked.Load() {
+			q.others = append(q.others, unix.PollFd{Fd: int32(o.ep), Events: unix.POLLIN})
+		}
+	}
+	if len(q.others) > 0 && sysReady(q.others) {
+		go func() {}()
+	}
 }
 
 // tryPoll asks without waiting; false is that there is nothing to do before an event.
@@ -94,6 +147,8 @@ func (q *poller) tryPoll(uintptr) bool {
 	q.found = max(n, 0)
 	if n == 0 && e == 0 {
 		q.arm()
+		q.rounds = 0
+		q.parked.Store(true)
 		return false
 	}
 	return true

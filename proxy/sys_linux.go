@@ -97,6 +97,13 @@ func sysPoll(ep int, events []unix.EpollEvent) (int, unix.Errno) {
 	return int(n), e
 }
 
+// sysReady reports whether one of them has something to do.
+func sysReady(fds []unix.PollFd) bool {
+	n, _, e := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)),
+		uintptr(unsafe.Pointer(&unix.Timespec{})), 0, 0, 0)
+	return e == 0 && n > 0
+}
+
 func sysWatch(ep, op int, fd int32, ev *unix.EpollEvent) unix.Errno {
 	_, _, e := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(ep), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(ev)), 0, 0)
 	return e
