@@ -47,7 +47,7 @@ func TestNginxIsRestarted(t *testing.T) {
 	t.Parallel()
 	nginx := need(t, "nginx")
 	addr, _ := freeAddr(t)
-	s := startService(t, addr, "run", "--ready", "http=http://"+addr+"/", "--stop-signal", "QUIT", "--",
+	s := startService(t, addr, "run", "--ready", "http=http://"+addr+"/", "--stop-signal", "QUIT", "--non-blocking", "--",
 		"env", "NGINX=3;", nginx, "-p", shortDir(t), "-c", nginxConfig(t, addr), "-e", "stderr")
 	restartUnderLoad(t, s, "GET / HTTP/1.0\r\n\r\n", "HTTP/1.1 200 OK\r\n")
 }

@@ -375,7 +375,7 @@ func (g *generation) bound(made []*socket, err error) {
 	g.s.sockets.add(made)
 	if g.command {
 		for _, one := range made { // as systemd passes them; later it is for those who share them
-			unix.SetNonblock(one.fd, false)
+			unix.SetNonblock(one.fd, g.s.cfg.Command.NonBlocking)
 		}
 	}
 	if old := g.s.current; g.load && old != nil && old.protocol.has(featureState) && g.protocol.has(featureState) {

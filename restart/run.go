@@ -79,6 +79,10 @@ type Command struct {
 
 	// Stop asks it to finish and exit. nil is SIGTERM.
 	Stop os.Signal
+
+	// NonBlocking passes sockets that do not block: for a command that waits for events
+	// and then accepts, such as nginx, which would hang where its predecessor was quicker.
+	NonBlocking bool
 }
 
 // Timeouts bound a succession. 0 is the default, negative is none; but Confirm −1

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast-net/holdfast"
+	"github.com/holdfast-net/holdfast/internal/addr"
 	"github.com/holdfast-net/holdfast/restart"
 	"github.com/spf13/cobra"
 )
@@ -93,13 +94,33 @@ func (o *backendOptions) take(args []string) (err error) {
 			return usage(fmt.Errorf("weight %q: want 1 to %d", args[1], maxWeight), "drain sends a backend nothing")
 		}
 	}
-	if _, err = holdfast.ParseEndpoint(o.Backend); err != nil {
+	if _, err = backendAt(o.Backend); err != nil {
 		return usage(err, "")
 	}
 	return nil
 }
 
 const maxWeight = 1000
+
+// backendAt reads the address of a backend. Its weight is as that of the verb: 0 is "off"
+// elsewhere, and would be 1 here.
+func backendAt(s string) (holdfast.Endpoint, error) {
+	if text, ok := weightIn(s); ok {
+		if n, err := strconv.Atoi(text); err != nil || n < 1 || n > maxWeight {
+			return holdfast.Endpoint{}, fmt.Errorf("address %q: weight %q: want 1 to %d; drain sends a backend nothing", s, text, maxWeight)
+		}
+	}
+	return holdfast.ParseEndpoint(s)
+}
+
+// weightIn is the weight that an address has in it, if it has one.
+func weightIn(s string) (text string, ok bool) {
+	a, err := addr.Parse(s)
+	if err == nil {
+		text, ok = a.Params["weight"]
+	}
+	return text, ok
+}
 
 // ask makes the request of the proxy, and reads its answer.
 func (o backendOptions) ask(ctx context.Context, answer any) error {
@@ -132,7 +153,7 @@ func (p *program) changeBackend(ctx context.Context, o backendOptions) error {
 	for _, b := range done.Backends {
 		fmt.Fprintf(p.out, "%s: %s, weight %d, %s\n", b.Name, b.State, b.Weight, b.load())
 	}
-	if len(done.Backends) == 0 {
+	if o.Do == "rm" {
 		fmt.Fprintf(p.out, "%s: removed\n", o.Backend)
 	}
 	return nil
@@ -172,7 +193,7 @@ func (d backendDetails) write(out io.Writer, on paint) {
 		fmt.Fprintf(out, "  %s%s\n", pad(name, 12), fmt.Sprintf(format, args...))
 	}
 	head := on.text(bold, d.Name) + "  " + on.text(d.color(), d.State)
-	if d.Node != d.Name {
+	if d.Node != d.Name && d.Node != "" {
 		head = on.text(bold, d.Name) + "  " + d.Node + "  " + on.text(d.color(), d.State)
 	}
 	if d.Route != "" {

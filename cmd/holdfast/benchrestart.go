@@ -153,6 +153,12 @@ func (p *program) benchRestart(ctx context.Context, arg string, b restartBench) 
 	if b.protocol != "echo" && b.protocol != "ping" && b.protocol != "http" {
 		return usage(fmt.Errorf("--protocol %q: want echo, ping or http", b.protocol), "")
 	}
+	if b.restarts < 1 || b.timeout <= 0 {
+		return usage(errors.New("--restarts and --timeout must be above 0"), "")
+	}
+	if b.every < 0 || b.settle < 0 || min(b.fresh, b.kept, b.held) < 0 || b.fresh+b.kept+b.held == 0 {
+		return usage(errors.New("--every, --settle, --fresh, --kept and --held must not be below 0, and some clients there must be"), "")
+	}
 	b.network, b.address = a.Network, a.Addr
 	r, err := b.run(ctx)
 	if err != nil {

@@ -82,3 +82,15 @@ func TestBenchRestartProtocols(t *testing.T) {
 		t.Errorf("a command that fails: exit %d: %s", code, errs)
 	}
 }
+
+// What would measure nothing is a mistake, and not a server without a loss.
+func TestBenchRestartOfNothing(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	for _, flags := range [][]string{{"-n", "0"}, {"-n", "-1"}, {"--fresh", "-1"}, {"--timeout", "0"}, {"--fresh", "0", "--kept", "0", "--held", "0"}} {
+		args := append([]string{"bench", "restart", "--restart-command", "true", "127.0.0.1:1"}, flags...)
+		if _, errs, code := s.ask(args...); code != exitUsage {
+			t.Errorf("%q: exit %d: %s", flags, code, errs)
+		}
+	}
+}

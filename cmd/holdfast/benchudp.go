@@ -44,7 +44,12 @@ Exit code 1 means that an answer was wrong, or that there was none at all.`,
 		Example: `  holdfast echo -l udp://127.0.0.1:7000 --mode echo
   holdfast bench udp 127.0.0.1:7000
   holdfast bench udp udp://10.0.0.1:7000 -c 8 -q 16 -z 1200 -d 30s --json`,
-		Args: addresses,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usage(fmt.Errorf("udp: want one ADDR, got %d", len(args)), cmd.CommandPath()+" 127.0.0.1:7000")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error { return p.benchUDP(cmd.Context(), args[0], b) },
 	}
 	flags := cmd.Flags()

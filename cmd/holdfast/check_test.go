@@ -87,3 +87,21 @@ func TestMonitorTable(t *testing.T) {
 		t.Errorf("in 5 lines %q", got)
 	}
 }
+
+// Changes that nobody can hear of end it.
+func TestMonitorEndsWithItsOutput(t *testing.T) {
+	t.Parallel()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	for _, form := range []string{"--json=false", "--json"} {
+		var errs strings.Builder
+		cmd := exec.Command("holdfast", "monitor", form, "127.0.0.1:1")
+		cmd.Stdout, cmd.Stderr = full, &errs
+		if code := exitCode(cmd.Run()); code != exitFailed || !strings.Contains(errs.String(), "no space left") {
+			t.Errorf("%s: exit %d: %s", form, code, &errs)
+		}
+	}
+}

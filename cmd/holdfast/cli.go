@@ -129,7 +129,7 @@ func describeOne(e *holdfast.Error) string {
 
 // cause is the text of an error without the addresses that are said beside it.
 func cause(err error) string {
-	if op, ok := err.(*net.OpError); ok {
+	if op, ok := err.(*net.OpError); ok && op.Op != "listen" { // which nobody has said yet
 		err = op.Err
 	}
 	return strings.ReplaceAll(err.Error(), "holdfast: ", "")

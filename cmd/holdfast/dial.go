@@ -3,12 +3,12 @@ package main
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/holdfast-net/holdfast"
@@ -160,15 +160,31 @@ func (p *program) stream(ctx context.Context, c *holdfast.Cluster) error {
 		return context.Cause(ctx)
 	}
 	if err != nil {
-		return err
+		return received(conn, err)
 	}
 	return p.sendOn(ctx, sent)
 }
 
 // send copies the input to the connection and then ends the sending direction.
 func send(conn *holdfast.Conn, in io.Reader) error {
-	_, err := io.Copy(conn, in)
-	return cmp.Or(err, conn.CloseWrite())
+	if _, err := io.Copy(conn, in); err != nil {
+		return err
+	}
+	if err := conn.CloseWrite(); !errors.Is(err, syscall.ENOTCONN) { // the peer has ended both directions
+		return err
+	}
+	return nil
+}
+
+// received tells what failed at the connection from what failed at the output: where the
+// kernel copies, the latter is said to have failed in both cases.
+func received(conn *holdfast.Conn, err error) error {
+	for _, ours := range []syscall.Errno{syscall.ECONNRESET, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH} {
+		if errors.Is(err, ours) {
+			return fmt.Errorf("read %v: %w", conn.RemoteAddr(), ours)
+		}
+	}
+	return err
 }
 
 // sendOn waits for the input to end after the output has. The peer may have closed

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 // netcat is a running holdfast dial.
@@ -95,6 +96,29 @@ func TestDialReportsAReset(t *testing.T) {
 	n := startDial(t, addr)
 	io.WriteString(n.in, "hello\n")
 	n.wantExit(t, 1)
+	if want := "holdfast: read " + addr + ": connection reset by peer\n"; n.err.String() != want {
+		t.Errorf("it says %q, want %q", &n.err, want)
+	}
+}
+
+// Who ends both directions first has nothing left to be ended.
+func TestDialEndsAfterThePeerIsGone(t *testing.T) {
+	t.Parallel()
+	for range 5 {
+		closed := make(chan bool)
+		addr := serveAt(t, nil, func(conn net.Conn) {
+			io.WriteString(conn, "bye\n")
+			conn.Close()
+			close(closed)
+		})
+		n := startDial(t, addr)
+		n.wantLine(t, "bye\n")
+		<-closed
+		io.WriteString(n.in, "unread\n") // is answered by RST
+		time.Sleep(20 * time.Millisecond)
+		n.in.Close()
+		n.wantExit(t, 0)
+	}
 }
 
 // Lines go over kept connections, and elsewhere once their server is gone.

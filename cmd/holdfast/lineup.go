@@ -89,7 +89,7 @@ func (g *group) attrs() (all []slog.Attr) {
 
 // insert adds a backend that is not there yet.
 func (g *group) insert(addr string) error {
-	endpoint, err := holdfast.ParseEndpoint(addr)
+	endpoint, err := backendAt(addr)
 	switch {
 	case err != nil:
 		return err
@@ -217,6 +217,9 @@ func (g *group) change(r backendRequest) (changed bool, err error) {
 		err = g.insert(r.Backend)
 	case r.Do == "add":
 		g.entries[i].Addr = r.Backend // with other parameters, perhaps
+		if _, ok := weightIn(r.Backend); ok {
+			g.entries[i].Weight = 0
+		}
 	case r.Do == "drain":
 		g.entries[i].Drained = true
 	case r.Do == "ready":
@@ -234,7 +237,7 @@ func (g *group) change(r backendRequest) (changed bool, err error) {
 // about finds the groups that a request is about: that of its route, or all that have
 // the backend; what is added without a route goes to -u.
 func (l *lineup) about(r backendRequest) (found []*group, err error) {
-	endpoint, err := holdfast.ParseEndpoint(r.Backend)
+	endpoint, err := backendAt(r.Backend)
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +261,7 @@ func (l *lineup) about(r backendRequest) (found []*group, err error) {
 		return nil, fmt.Errorf("%s: no datagrams are taken here, as there was no udp:// address at the start", r.Backend)
 	case r.Do == "add" && r.Route == "" && l.onlyPackets():
 		return nil, fmt.Errorf("%s: only datagrams are taken here, and their backends begin with udp://", r.Backend)
-	case r.Do == "add":
+	case r.Do == "add", !slices.ContainsFunc(l.groups, func(g *group) bool { return r.Route == "" || g.route == r.Route }):
 		return nil, fmt.Errorf("there is no route %q: --route says which one is meant", r.Route)
 	}
 	return nil, fmt.Errorf("no backend %s: status lists them", r.Backend)

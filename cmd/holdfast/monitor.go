@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -39,7 +40,9 @@ func (p *program) monitor(ctx context.Context, args []string, o checkOptions) er
 		return usage(errors.New("--interval must be above 0"), "")
 	}
 	table := canMove(p.out) && !o.json
-	changes := &changes{p: p, json: o.json, paint: p.paintOn(p.out)}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	changes := &changes{p: p, json: o.json, paint: p.paintOn(p.out), failed: cancel}
 	observe := changes.observe
 	if table {
 		observe = nil
@@ -52,6 +55,9 @@ func (p *program) monitor(ctx context.Context, args []string, o checkOptions) er
 		defer p.showTable(m, names)()
 	}
 	m.Run(ctx)
+	if err, ok := errors.AsType[*fs.PathError](context.Cause(ctx)); ok { // nobody hears it
+		return &failure{exitFailed, err, ""}
+	}
 	return &failure{code: exitSignal}
 }
 
@@ -61,7 +67,8 @@ type changes struct {
 	json  bool
 	paint paint
 
-	mu sync.Mutex // one line at a time
+	mu     sync.Mutex  // one line at a time
+	failed func(error) // a line could not be written
 }
 
 // monitorLine is a line of monitor --json.
@@ -77,13 +84,17 @@ func (c *changes) observe(name string, r health.Result) {
 	s := newCheckResult(name, r)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.json {
-		fmt.Fprintf(c.p.out, "%s  %s  %s  %s\n", r.Checked.Format(time.RFC3339), name, ms(s.Response), s.state(c.paint))
-		return
+	var err error
+	if c.json {
+		out := json.NewEncoder(c.p.out)
+		out.SetEscapeHTML(false)
+		err = out.Encode(monitorLine{"holdfast/monitor/v1", s})
+	} else {
+		_, err = fmt.Fprintf(c.p.out, "%s  %s  %s  %s\n", r.Checked.Format(time.RFC3339), name, ms(s.Response), s.state(c.paint))
 	}
-	out := json.NewEncoder(c.p.out)
-	out.SetEscapeHTML(false)
-	out.Encode(monitorLine{"holdfast/monitor/v1", s})
+	if err != nil {
+		c.failed(err)
+	}
 }
 
 // showTable redraws what is known until the returned func, which leaves the last state on

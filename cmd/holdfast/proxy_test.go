@@ -96,7 +96,7 @@ func TestBackendsAreEdited(t *testing.T) {
 	}
 
 	s.must("backend", "rm", a)
-	for _, bad := range [][]string{{"rm", c}, {"drain", "10.9.9.8:1"}, {"weight", "10.9.9.9:1", "2"}, {"why", "10.9.9.9:1"}, {"add", "--route", "no", b}} {
+	for _, bad := range [][]string{{"rm", c}, {"drain", "10.9.9.8:1"}, {"weight", "10.9.9.9:1", "2"}, {"why", "10.9.9.9:1"}, {"add", "--route", "no", b}, {"drain", "--route", "no", c}} {
 		if _, errs, code := s.ask(append([]string{"backend"}, bad...)...); code != exitFailed || strings.Count(errs, "\n") != 1 {
 			t.Errorf("%q: exit %d: %q, want 1 and the cause in one line", bad, code, errs)
 		}
@@ -273,4 +273,103 @@ func TestProxyDrainsAndLimits(t *testing.T) {
 		t.Errorf("drain says %q", out)
 	}
 	s.wantGone()
+}
+
+// A backend whose name is not found, or stands for another's address, is there for all
+// verbs, and no weight but those of the verb is taken.
+func TestBackendsWithoutAnAddress(t *testing.T) {
+	t.Parallel()
+	a := named(t, "a")
+	alias := "localhost:" + port(a)
+	s := startProxy(t, "-u", a+","+alias+",nosuch.invalid:7")
+	for _, addr := range []string{alias, "nosuch.invalid:7"} {
+		if b := s.backends()[addr]; b.State != noAddress || b.Weight != 1 || b.Err == "" {
+			t.Errorf("%s is %+v", addr, b)
+		}
+		if out := s.must("backend", "add", addr+"?weight=4"); !strings.Contains(out, addr+": "+noAddress+", weight 4, ") {
+			t.Errorf("add says %q", out)
+		}
+		if out := s.must("backend", "why", addr); !strings.Contains(out, "its name is not found yet") {
+			t.Errorf("why says %q", out)
+		}
+		if out := s.must("backend", "drain", addr); !strings.Contains(out, addr+": draining, weight 4, ") {
+			t.Errorf("drain says %q", out)
+		}
+		if out := s.must("backend", "rm", addr); out != addr+": removed\n" {
+			t.Errorf("rm says %q", out)
+		}
+	}
+	s.must("backend", "weight", a, "7")
+	s.must("backend", "add", a+"?weight=5")
+	if b := s.backends()[a]; b.Weight != 5 {
+		t.Errorf("it is %+v", b)
+	}
+	for _, weight := range []string{"0", "-3", "x", "1001"} {
+		bad := a + "?weight=" + weight
+		for _, args := range [][]string{{"backend", "add", bad}, {"proxy", "-l", "127.0.0.1:0", "-u", bad}, {"proxy", "-l", "127.0.0.1:0", "--route", "x=" + bad}} {
+			if _, errs, code := s.ask(args...); code != exitUsage || !strings.Contains(errs, "want 1 to 1000") {
+				t.Errorf("%q: exit %d: %s", args, code, errs)
+			}
+		}
+	}
+}
+
+// What is wrong with a start names what it is about, and the way out.
+func TestProxyStartErrors(t *testing.T) {
+	t.Parallel()
+	s := startProxy(t, "-u", named(t, "a"), "--deny", "127.0.0.0/8", "-l", "127.0.0.1:0")
+	_, errs, code := s.ask("proxy", "-l", "127.0.0.1:0", "-u", "127.0.0.1:1")
+	if code != exitFailed || !strings.Contains(errs, "hint: another service has this name") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	_, errs, code = s.ask("proxy", "--name", "other", "-l", "192.0.2.1:7", "-u", "127.0.0.1:1")
+	if code != exitFailed || !strings.Contains(errs, "holdfast: listen tcp 192.0.2.1:7: ") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	_, errs, code = s.ask("status", "--admin", serveUnixAt(t))
+	if code != exitUnreachable || !strings.Contains(errs, "is not the control socket of a service") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer full.Close()
+	cmd := s.command("status", "proxy")
+	cmd.Stdout = full
+	if code := exitCode(cmd.Run()); code != exitFailed {
+		t.Errorf("exit %d, and nobody has seen the status", code)
+	}
+}
+
+// serveUnixAt is a Unix socket that is of another protocol.
+func serveUnixAt(t *testing.T) (path string) {
+	s := newService(t)
+	ln, err := net.Listen("unix", s.sock())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			bufio.NewReader(conn).ReadString('\n')
+			io.WriteString(conn, "UNKNOWN COMMAND\n")
+			conn.Close()
+		}
+	}()
+	return s.sock()
+}
+
+func TestStatusCountsTheDenied(t *testing.T) {
+	if text := (&proxyStats{Accepted: 3}).line(false); strings.Contains(text, "denied") {
+		t.Errorf("none is told of: %q", text)
+	}
+	st := proxyStats{Accepted: 3, Denied: map[string]uint64{"network": 1, "max_conns": 1}}
+	if text := st.line(false); !strings.Contains(text, " 3 accepted, 2 denied; ") {
+		t.Errorf("the line is %q", text)
+	}
 }

@@ -158,9 +158,34 @@ func (l *lineup) states() (all []backendState) {
 		for _, n := range g.cluster.Stats().Nodes {
 			all = append(all, g.state(n))
 		}
+		all = append(all, g.absent(all)...)
 	}
 	return all
 }
+
+// absent are the backends of which nothing is there: a name that is not found, or whose
+// addresses are those of another.
+func (g *group) absent(there []backendState) (all []backendState) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, e := range g.entries {
+		is := func(s backendState) bool { return s.Name == e.name() && s.Route == g.route }
+		if slices.ContainsFunc(there, is) {
+			continue
+		}
+		s := backendState{Name: e.name(), Route: g.route, State: noAddress, Err: "its name is not found yet, or its addresses are another backend's"}
+		if e.Drained {
+			s.State = "draining"
+		}
+		e.Drained = false
+		s.Weight = max(e.endpoint().Weight, 1)
+		all = append(all, s)
+	}
+	return all
+}
+
+// noAddress is the state of a backend that has no Node.
+const noAddress = "no address"
 
 func (l *lineup) details(r backendRequest) (all []backendDetails) {
 	for _, g := range l.groups {
@@ -168,6 +193,11 @@ func (l *lineup) details(r backendRequest) (all []backendDetails) {
 			if s := g.state(n); s.is(r) {
 				all = append(all, backendDetails{s, g.book.about(n.Node), n.Ejections, latencyOf(n.DialTime)})
 			}
+		}
+	}
+	for _, s := range l.states() {
+		if s.Node == "" && s.is(r) {
+			all = append(all, backendDetails{backendState: s})
 		}
 	}
 	return all
@@ -229,7 +259,7 @@ func (s backendState) color() string {
 	switch s.State {
 	case "ejected", "backoff":
 		return red
-	case "draining", "connecting":
+	case "draining", "connecting", noAddress:
 		return yellow
 	}
 	return green
@@ -246,8 +276,16 @@ func (st *proxyStats) line(on paint) string {
 	if st.ClientErrors > 0 {
 		seen = on.text(red, seen)
 	}
-	return fmt.Sprintf("connections  %d open, %d queued, %s accepted; %s to backends, %s from them; failures %s hidden, %s",
-		st.Open, st.Queued, count(st.Accepted), size(st.FromClients), size(st.FromBackends), count(st.Hidden), seen)
+	accepted := count(st.Accepted) + " accepted"
+	denied := uint64(0)
+	for _, n := range st.Denied {
+		denied += n
+	}
+	if denied > 0 {
+		accepted += fmt.Sprintf(", %s denied", count(denied))
+	}
+	return fmt.Sprintf("connections  %d open, %d queued, %s; %s to backends, %s from them; failures %s hidden, %s",
+		st.Open, st.Queued, accepted, size(st.FromClients), size(st.FromBackends), count(st.Hidden), seen)
 }
 
 // lines are the state for people: connections, sessions, and a table of backends.

@@ -1,13 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"net"
+	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -25,6 +29,8 @@ type runOptions struct {
 	listen  []string
 	ready   string
 	stop    string
+
+	nonBlocking bool
 }
 
 // serviceFlags are those of every verb that is a service.
@@ -89,7 +95,7 @@ connection), http=URL (a 2xx answer) or timer=1s (it is still alive).`,
   # haproxy.cfg says: bind fd@3
   holdfast run -l tcp://:8080 --stop-signal USR1 -- haproxy -f haproxy.cfg
   # nginx knows a socket by the address that it listens on: here 0.0.0.0:8080
-  holdfast run -l tcp://0.0.0.0:8080 --stop-signal QUIT --name nginx -- env 'NGINX=3;' nginx -g 'daemon off;'`,
+  holdfast run -l tcp://0.0.0.0:8080 --stop-signal QUIT --non-blocking --name nginx -- env 'NGINX=3;' nginx -g 'daemon off;'`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return usage(errors.New("run: want a command"), "holdfast run -l web=tcp://:8080 -- ./server")
@@ -103,6 +109,7 @@ connection), http=URL (a 2xx answer) or timer=1s (it is still alive).`,
 	cmd.Flags().StringSliceVarP(&o.listen, "listen", "l", nil, "addresses to bind, NAME=ADDR or ADDR")
 	cmd.Flags().StringVar(&o.ready, "ready", "timer=1s", "notify, port, http=URL or timer=DURATION")
 	cmd.Flags().StringVar(&o.stop, "stop-signal", "TERM", "what asks the command to finish: TERM, INT, QUIT, USR1, USR2 or WINCH")
+	cmd.Flags().BoolVar(&o.nonBlocking, "non-blocking", false, "pass sockets that do not block, as nginx wants them")
 	return cmd
 }
 
@@ -118,7 +125,7 @@ func (p *program) runService(ctx context.Context, args []string, o runOptions) e
 	if cfg.Name == "" {
 		cfg.Name = baseName(args[0])
 	}
-	cfg.Command = restart.Command{Args: args, Ready: o.ready, Stop: stop}
+	cfg.Command = restart.Command{Args: args, Ready: o.ready, Stop: stop, NonBlocking: o.nonBlocking}
 	return p.serve(ctx, cfg, func() error { return o.check(args[0]) }, o.bindings()...)
 }
 
@@ -153,6 +160,7 @@ func (p *program) serve(ctx context.Context, cfg restart.Config, check func() er
 			return usage(err, "")
 		}
 	}
+	ignoreBrokenPipes()
 	var begun atomic.Bool
 	cfg.Observe = func(restart.Event) { begun.Store(true) }
 	err := restart.Run(context.WithoutCancel(ctx), cfg, binds...) // it has its own signals
@@ -161,11 +169,17 @@ func (p *program) serve(ctx context.Context, cfg restart.Config, check func() er
 		return nil
 	case worker:
 		return &failure{code: exitFailed}
+	case strings.Contains(err.Error(), "the control socket: ") && errors.Is(err, syscall.EADDRINUSE) && !strings.Contains(err.Error(), "not a socket"):
+		return &failure{exitFailed, err, "another service has this name: give this one a --name, or an --admin, of its own"}
 	case begun.Load(), isSystems(err):
 		return err
 	}
 	return usage(err, "")
 }
+
+// ignoreBrokenPipes keeps a service alive whose log nobody reads any more. What it starts
+// gets the signal as ever, which it would not if it were ignored.
+func ignoreBrokenPipes() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // isSystems reports whether the system said no, and not us.
 func isSystems(err error) bool {
@@ -269,6 +283,9 @@ func (o controlOptions) explain(verb string, err error) error {
 		}
 		return &failure{exitUnreachable, fmt.Errorf("nobody answers at %s: %w", o.admin, op.Err), hint}
 	}
+	if _, ok := errors.AsType[*json.SyntaxError](err); ok {
+		return &failure{exitUnreachable, fmt.Errorf("what answers at %s is not the control socket of a service", o.admin), ""}
+	}
 	return err
 }
 
@@ -361,26 +378,28 @@ func (p *program) serviceStatus(ctx context.Context, o controlOptions) error {
 	if o.json && err == nil {
 		return p.printJSON(serviceState{"holdfast/status/v1", s, proxy})
 	}
-	fmt.Fprintln(p.out, serving(s))
+	var b strings.Builder
+	fmt.Fprintln(&b, serving(s))
 	for _, g := range s.Generations {
-		fmt.Fprintf(p.out, "  generation %d  %s  pid %d  for %s\n", g.Generation, g.Phase, g.PID, seconds(g.Age))
+		fmt.Fprintf(&b, "  generation %d  %s  pid %d  for %s\n", g.Generation, g.Phase, g.PID, seconds(g.Age))
 	}
 	if s.Generation == 0 {
-		fmt.Fprintln(p.out, "  nobody serves: clients wait in the sockets")
+		fmt.Fprintln(&b, "  nobody serves: clients wait in the sockets")
 	}
 	for _, address := range s.Sockets {
-		fmt.Fprintf(p.out, "  listens on %s\n", address)
+		fmt.Fprintf(&b, "  listens on %s\n", address)
 	}
 	if s.LastError != "" {
-		fmt.Fprintf(p.out, "  last error, %s ago: %s\n", time.Since(s.LastErrorAt).Round(time.Second), strings.TrimPrefix(s.LastError, "restart: "))
+		fmt.Fprintf(&b, "  last error, %s ago: %s\n", time.Since(s.LastErrorAt).Round(time.Second), strings.TrimPrefix(s.LastError, "restart: "))
 	}
 	if text := counts(s.Totals); text != "" {
-		fmt.Fprintf(p.out, "  so far: %s\n", text)
+		fmt.Fprintf(&b, "  so far: %s\n", text)
 	}
 	if proxy != nil {
-		fmt.Fprint(p.out, "\n"+strings.Join(proxy.lines(p.paintOn(p.out)), "\n")+"\n")
+		fmt.Fprint(&b, "\n"+strings.Join(proxy.lines(p.paintOn(p.out)), "\n")+"\n")
 	}
-	return err
+	_, failed := p.out.WriteString(b.String())
+	return cmp.Or(err, failed)
 }
 
 // proxyState is what the worker of a proxy says; other services have none.

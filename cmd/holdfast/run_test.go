@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // startPython runs the server of testdata under holdfast run, as "py".
@@ -144,5 +145,61 @@ func TestRunFailsWithItsCommand(t *testing.T) {
 	}
 	if _, err := os.Stat(s.sock()); !os.IsNotExist(err) {
 		t.Errorf("the socket is left behind: %v", err)
+	}
+}
+
+// A service whose log nobody reads any more goes on, through restarts too.
+func TestServicesOutliveTheirLogs(t *testing.T) {
+	t.Parallel()
+	s := newService(t)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.cmd = s.command("echo", "-l", "unix:"+s.sock(), "--confirm", "50ms")
+	s.cmd.Stdout, s.cmd.Stderr, s.cmd.SysProcAttr = w, w, diesWithParent()
+	err = s.cmd.Start()
+	w.Close()
+	r.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		s.err = s.cmd.Wait()
+		close(s.gone)
+	}()
+	t.Cleanup(s.end)
+	for end := time.Now().Add(patience); pingOnce(s.sock()) != nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not serve")
+		}
+	}
+	held := dialTo(t, "unix", s.sock())
+	s.must("restart", "--wait", "echo")
+	held.exchange("PING\n", "PONG\n")
+	held.Close()
+	s.must("drain", "echo")
+	s.wantGone()
+}
+
+// Sockets block, as from systemd, unless the command is said to want others.
+func TestRunNonBlocking(t *testing.T) {
+	t.Parallel()
+	if _, err := os.Stat("/proc/self/fdinfo"); err != nil {
+		t.Skip(err)
+	}
+	for flag, want := range map[string]bool{"--non-blocking=false": false, "--non-blocking": true} {
+		s := newService(t)
+		s.launch("run", "-l", "tcp://127.0.0.1:0", "--name", "sh", "--confirm", "0", flag, "--ready", "timer=50ms", "--",
+			"sh", "-c", "cat /proc/self/fdinfo/3 >flags; exec sleep 60")
+		s.log.await(t, "restart: committed")
+		text, err := os.ReadFile(filepath.Join(s.dir, "flags"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		flags := strings.Fields(string(text))[3] // pos: 0 flags: 02004002
+		if n, err := strconv.ParseInt(flags, 8, 64); err != nil || (n&syscall.O_NONBLOCK != 0) != want {
+			t.Errorf("%s: the flags are %s", flag, flags)
+		}
 	}
 }
