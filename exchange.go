@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"syscall"
 	"time"
@@ -46,7 +47,8 @@ type Datagrams struct {
 
 	// After a send a reply is waited for: First, while nothing is known of the node; 0
 	// means 1 s (RFC 8085 §3.1.1). Then as long as its round trips say (RFC 6298),
-	// at least Least and at most Most; 0 means 200 ms (Linux's TCP_RTO_MIN) and 60 s.
+	// at least Least and at most Most; 0 means 200 ms (Linux's TCP_RTO_MIN) and 60 s,
+	// negative no such bound.
 	// It doubles with each send to the same node, and is spread by up to +50 %, RFC
 	// 7252's ACK_RANDOM_FACTOR.
 	First, Least, Most time.Duration
@@ -81,7 +83,9 @@ func (d *Datagrams) resolve() {
 	d.Sends = max(1, or(d.Sends, 4))
 	d.First = or(d.First, time.Second)
 	d.Least = or(d.Least, 200*time.Millisecond)
-	d.Most = or(d.Most, time.Minute)
+	if d.Most = or(d.Most, time.Minute); d.Most == 0 {
+		d.Most = math.MaxInt64 / 4 // doubled and spread it is still a time
+	}
 	d.Sockets = max(1, or(d.Sockets, 128))
 	if d.Uses = or(d.Uses, 1024); d.Uses == 0 || d.Uses > maxDatagramUse {
 		d.Uses = maxDatagramUse

@@ -298,13 +298,16 @@ func (p *port) end(cause error) {
 }
 
 // send sends a datagram to the node, for x if a reply is awaited. What the kernel was told
-// of an earlier one it tells by failing this one, which is sent again then.
+// of an earlier one it tells by failing this one, which is sent again then. Of a socket for
+// all nodes nobody knows which of them is meant.
 func (p *port) send(m []byte, n *Node, x *exchange) error {
 	err := p.write(m, n)
 	if err == nil || !refusal(err) {
 		return err
 	}
-	p.refused(err, x)
+	if p.n != nil {
+		p.refused(err, x)
+	}
 	return p.write(m, n)
 }
 
@@ -394,7 +397,7 @@ func (p *port) run() {
 		}
 		refusals++
 		p.icmp.drain()
-		if refusal(err) { // else the path got narrower: the kernel cuts what is sent again
+		if p.n != nil && refusal(err) { // else the path got narrower: the kernel cuts what is sent again
 			p.refused(err, nil)
 		}
 	}

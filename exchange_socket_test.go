@@ -17,6 +17,7 @@ import (
 
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/internal/leak"
+	"github.com/holdfast-net/holdfast/internal/simnet"
 )
 
 func packetsOn(t *testing.T, addr string, does func([]byte, net.Addr) []byte) *packets {
@@ -222,4 +223,95 @@ func BenchmarkExchange(b *testing.B) {
 		}
 		c.Close()
 	}
+}
+
+// fails is a socket whose writes to some addresses fail on this host.
+type fails struct {
+	net.PacketConn
+	to  string
+	err error
+}
+
+func (f *fails) WriteTo(m []byte, to net.Addr) (int, error) {
+	if to.String() == f.to {
+		return 0, &net.OpError{Op: "write", Err: f.err}
+	}
+	return f.PacketConn.WriteTo(m, to)
+}
+
+// A socket for all nodes has no way to one of them: that is no word on the others.
+func TestExchangeWithOneNodeOutOfReach(t *testing.T) {
+	inWorld(t, 0, func(t *testing.T, w *world) {
+		a := w.packets("10.0.0.1:53", nil)
+		w.net.SetLink("", "", simnet.Link{Latency: 100 * tick})
+		d := numbered()
+		d.Listen = func(context.Context) (net.PacketConn, error) {
+			pc, err := w.net.ListenPacket("udp", clientIP+":0")
+			return &fails{pc, "10.0.0.2:53", syscall.ENETUNREACH}, err
+		}
+		c := w.clusterOf(holdfast.Config{Datagrams: d, Picker: holdfast.RoundRobin()}, "udp://10.0.0.1:53", "udp://10.0.0.2:53")
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * tick)
+				if err := asks(t, c, holdfast.Unsafe, "x"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if a.count() != 4 {
+			t.Errorf("%d datagrams for 4 exchanges", a.count())
+		}
+	})
+}
+
+// firstOnly takes one datagram, and fails from then on as after an ICMP error.
+type firstOnly struct {
+	net.Conn
+	sent bool
+}
+
+func (f *firstOnly) Write(p []byte) (int, error) {
+	if f.sent {
+		return 0, &net.OpError{Op: "write", Err: syscall.ECONNREFUSED}
+	}
+	f.sent = true
+	return f.Conn.Write(p)
+}
+
+// A send that the kernel did not take is none: the reply to the one before says how long
+// that took.
+func TestExchangeSampleBesideAFailedSend(t *testing.T) {
+	inWorld(t, 0, func(t *testing.T, w *world) {
+		w.packets("10.0.0.1:53", nil)
+		w.net.SetLink("", "", simnet.Link{Latency: 800 * tick})
+		c := w.clusterOf(holdfast.Config{
+			Datagrams: numbered(), Backoff: holdfast.Backoff{Base: 5 * time.Second, Jitter: -1},
+			Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				conn, err := w.client.DialContext(ctx, network, addr)
+				return &firstOnly{Conn: conn}, err
+			},
+		}, "udp://10.0.0.1:53")
+		if err := asks(t, c, holdfast.Idempotent, "x"); err != nil {
+			t.Error(err)
+		}
+		if d := c.Stats().Nodes[0].Latency; d != 1600*tick {
+			t.Errorf("the node's latency is %v, and it replied after 1.6 s", d)
+		}
+	})
+}
+
+// Without a longest wait it doubles all the same.
+func TestExchangeWaitsWithoutBound(t *testing.T) {
+	inWorld(t, 0, func(t *testing.T, w *world) {
+		p := w.packets("10.0.0.1:53", mute)
+		d := numbered()
+		d.Most = -1
+		c := w.clusterOf(holdfast.Config{Datagrams: d}, "udp://10.0.0.1:53")
+		took := took(func() { asks(t, c, holdfast.Idempotent, "x") })
+		if p.count() != 4 || took < 15*time.Second || took > 23*time.Second {
+			t.Errorf("%d sends in %v; four take 15 s, and up to half as long again", p.count(), took)
+		}
+	})
 }

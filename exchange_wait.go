@@ -119,15 +119,16 @@ func (x *exchange) attempt() error {
 	}
 	a := &x.asks[i]
 	n := a.lease.n
-	a.sent = clock()
+	sent := clock()
 	x.look(nil) // what was refused before is no word on this one
 	if err := a.port.send(x.request, n, x); err != nil {
 		a.lease.Report(-1, err)
 		x.op.tried = append(x.op.tried, n)
 		return x.failed(a, PhaseWrite, 0, err)
 	}
+	a.sent = sent
 	if a.sends++; a.sends == 1 {
-		a.began = a.sent
+		a.began = sent
 	}
 	rto := n.roundTrip.timeout(&x.op.c.cfg.Datagrams, a.sends)
 	x.timer.Reset(rto + time.Duration(randv2.Int64N(int64(float64(rto)*(randomFactor-1))+1)))
@@ -370,10 +371,7 @@ func (r *roundTrip) timeout(d *Datagrams, n int) time.Duration {
 	for ; n > 1 && rto < d.Most; n-- {
 		rto *= 2
 	}
-	if d.Most > 0 {
-		rto = min(rto, d.Most)
-	}
-	return max(rto, time.Millisecond)
+	return max(min(rto, d.Most), time.Millisecond)
 }
 
 // observe takes a sample.

@@ -32,14 +32,15 @@ func (c *Cluster) Pick(key uint64, tried []*Node) (Lease, error) {
 }
 
 // PickAddr is Pick of the node that is dialed at addr, whatever its health: for
-// connections that are there already, such as those a predecessor handed over. ok is
-// false if there is none.
-func (c *Cluster) PickAddr(addr string) (l Lease, ok bool) {
+// connections that are there already, such as those a predecessor handed over. networks
+// are those of the nodes that are meant, as several may have one address; none is all.
+// ok is false if there is none.
+func (c *Cluster) PickAddr(addr string, networks ...string) (l Lease, ok bool) {
 	c.begin()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, n := range c.nodes {
-		if n.addr == addr {
+		if n.addr == addr && (len(networks) == 0 || slices.Contains(networks, n.network)) {
 			n.inflight.Add(1)
 			return Lease{n}, true
 		}
