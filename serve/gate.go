@@ -21,7 +21,7 @@ type Limits struct {
 	// default: many clients may be behind one address.
 	MaxPerIP int
 
-	Rate      float64 // accepted per second, in bursts of a second's worth: no limit
+	Rate      float64 // accepted per second, in bursts of a second's worth: no limit; who is refused for itself does not count
 	RatePerIP float64 // and from one client: no limit
 
 	// Over is what happens to those beyond MaxConns and Rate. Beyond the limits per
@@ -202,24 +202,42 @@ func (p *Pass) Admit(addr netip.Addr) error {
 	}
 	addr = addr.Unmap().WithZone("")
 	if !l.admits(addr) {
-		return g.refuse(reasonNetwork, ErrDenied)
+		return p.refuse(reasonNetwork, ErrDenied)
 	}
 	if !g.perClient() {
 		return nil
 	}
-	key := keyOf(addr)
+	if why, err := p.count(l, keyOf(addr)); err != nil {
+		return p.refuse(why, err)
+	}
+	return nil
+}
+
+// count makes it a connection of a client, who may have so many.
+func (p *Pass) count(l *Limits, key netip.Addr) (why reason, err error) {
+	g := p.gate
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	c := g.clientLocked(key)
 	switch {
 	case l.MaxPerIP > 0 && c.open >= l.MaxPerIP:
-		return g.refuse(reasonPerIP, errTooManyPerIP)
+		return reasonPerIP, errTooManyPerIP
 	case !c.rate.take(l.RatePerIP, time.Now()):
-		return g.refuse(reasonRatePerIP, errTooFastPerIP)
+		return reasonRatePerIP, errTooFastPerIP
 	}
 	c.open++
 	p.client = key
-	return nil
+	return 0, nil
+}
+
+// refuse turns away who has entered. The Rate is of those who may come: others, however
+// fast, must not use it up for them.
+func (p *Pass) refuse(why reason, err error) error {
+	g := p.gate
+	g.mu.Lock()
+	g.rate.tokens++ // never more than a second's worth: see fill
+	g.mu.Unlock()
+	return g.refuse(why, err)
 }
 
 func (g *Gate) perClient() bool { return g.limits().MaxPerIP > 0 || g.limits().RatePerIP > 0 }
@@ -232,7 +250,7 @@ func (p *Pass) AdmitUser(ask func() (uid int, ok bool)) error {
 		return nil
 	}
 	if uid, ok := ask(); ok && !slices.Contains(uids, uid) {
-		return p.gate.refuse(reasonUID, ErrDenied)
+		return p.refuse(reasonUID, ErrDenied)
 	}
 	return nil
 }

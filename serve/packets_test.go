@@ -239,7 +239,7 @@ func TestPacketHandlersThatFail(t *testing.T) {
 				a.hear("well")
 			}
 			a.silence()
-			if s := srv.Stats(); s.Panics != 10 || s.Errors != 10 || s.Sent != 10 || events.Load() != 10 {
+			if s := srv.Stats(); s.Panics != 10 || s.Errors != 10 || s.Sent != 10 || s.SentBytes != 40 || events.Load() != 10 {
 				t.Errorf("%+v, %d events", s, events.Load())
 			}
 			if n := len(w.logs.lines("panic in a packet handler")); n != 10 {

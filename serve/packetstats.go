@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/holdfast-net/holdfast/internal/addr"
 	"github.com/holdfast-net/holdfast/internal/mmsg"
 )
 
@@ -62,18 +63,12 @@ func (w *worker) refuses(m *mmsg.Message, size int) drop {
 		return dropTooLong
 	case !from.IsValid():
 		return w.s.sources.take(l, netip.Addr{}, w.now)
-	case answersAnything(from.Port()), w.isOwn(m):
+	case addr.AnswersAnything(from.Port()), w.isOwn(m):
 		return dropLoop
 	case (len(l.Allow) > 0 || len(l.Deny) > 0) && !l.admits(from.Addr().WithZone("")):
 		return dropNetwork
 	}
 	return w.s.sources.take(l, from.Addr(), w.now)
-}
-
-// answersAnything is true of ports whose services need no request: echo, daytime, quote
-// of the day, character generator; and of 0, which is nobody's.
-func answersAnything(port uint16) bool {
-	return port == 0 || port == 7 || port == 13 || port == 17 || port == 19
 }
 
 // isOwn reports whether a datagram comes from this very socket.
@@ -157,6 +152,6 @@ func (s *Packets) Totals() map[string]int64 {
 }
 
 // admits reports whether an address may send.
-func (l *PacketLimits) admits(addr netip.Addr) bool {
-	return (&Limits{Allow: l.Allow, Deny: l.Deny}).admits(addr)
+func (l *PacketLimits) admits(from netip.Addr) bool {
+	return (&Limits{Allow: l.Allow, Deny: l.Deny}).admits(from)
 }

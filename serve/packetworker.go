@@ -25,6 +25,7 @@ type worker struct {
 	out    []mmsg.Message
 	text   []byte // of the messages in out
 	begin  int    // of those of this packet in out
+	mark   int    // and in text
 	keep   bool   // the replies of this packet
 	kept   [][]byte
 	packet Packet
@@ -135,11 +136,11 @@ func (w *worker) one(m *mmsg.Message, data []byte) {
 
 // handle calls the handler. Of what panicked, nothing is sent.
 func (w *worker) handle(p *Packet) (ok bool) {
-	w.begin = len(w.out)
+	w.begin, w.mark = len(w.out), len(w.text)
 	defer func() {
 		p.w = nil
 		if v := recover(); v != nil {
-			w.out = w.out[:w.begin]
+			w.out, w.text = w.out[:w.begin], w.text[:w.mark]
 			w.panicked(p, v)
 		}
 	}()
@@ -188,7 +189,7 @@ func (w *worker) flush() {
 	failed, _ := w.conn.Send(w.out)
 	w.sendErrors += uint64(failed)
 	clear(w.out)
-	w.out, w.text, w.begin = w.out[:0], w.text[:0], 0
+	w.out, w.text, w.begin, w.mark = w.out[:0], w.text[:0], 0, 0
 }
 
 // readFailed tells of an error of the socket, which is not the end of it.

@@ -37,3 +37,10 @@ func (o *Own) Has(a netip.Addr, now time.Time) bool {
 	_, own := o.addrs[a.WithZone("")]
 	return own
 }
+
+// AnswersAnything is true of UDP ports whose services need no request: echo, daytime,
+// quote of the day, character generator; and of 0, which is nobody's. A server that answers
+// what is forged to come from there is answered, for ever (CVE-2024-2169).
+func AnswersAnything(port uint16) bool {
+	return port == 0 || port == 7 || port == 13 || port == 17 || port == 19
+}

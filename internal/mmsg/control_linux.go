@@ -30,8 +30,10 @@ func parseControl(b []byte) (c control) {
 			c.local = netip.AddrFrom4([4]byte(data[4:8])) // ipi_spec_dst: never a group or a broadcast
 		case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_PKTINFO && len(data) >= unix.SizeofInet6Pktinfo:
 			c.local = netip.AddrFrom16([16]byte(data[:16])).Unmap()
+		case h.Level == unix.SOL_UDP && h.Type == unix.UDP_GRO && len(data) >= 4:
+			c.segment = int(binary.NativeEndian.Uint32(data)) // an int of the kernel's
 		case h.Level == unix.SOL_UDP && h.Type == unix.UDP_GRO && len(data) >= 2:
-			c.segment = int(binary.NativeEndian.Uint16(data)) // an int of the kernel's, or a u16 in old ones
+			c.segment = int(binary.NativeEndian.Uint16(data)) // or a u16, in old ones
 		}
 		b = rest
 	}

@@ -1,6 +1,7 @@
 package mmsg
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"testing"
 
@@ -29,6 +30,18 @@ func TestControlAndNames(t *testing.T) {
 			if h := b[n-unix.CmsgSpace(2):]; h[unix.CmsgLen(0)] != 1200&0xff || h[unix.CmsgLen(0)+1] != 1200>>8 {
 				t.Errorf("the size of a segment: % x", h)
 			}
+		}
+	}
+	for _, size := range []int{2, 4} { // a run that came, as the kernel tells
+		var b [ctlSize]byte
+		data := putHeader(b[:], unix.SOL_UDP, unix.UDP_GRO, size)
+		if size == 2 {
+			binary.NativeEndian.PutUint16(data, 1200)
+		} else {
+			binary.NativeEndian.PutUint32(data, 1200)
+		}
+		if got := parseControl(b[:unix.CmsgSpace(size)]).segment; got != 1200 {
+			t.Errorf("segments of 1200 bytes, told in %d, became %d", size, got)
 		}
 	}
 	var b [ctlSize]byte
