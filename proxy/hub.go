@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/holdfast-net/holdfast"
+	"github.com/holdfast-net/holdfast/internal/addr"
 	"github.com/holdfast-net/holdfast/internal/mmsg"
 )
 
@@ -43,6 +44,9 @@ type hub struct {
 	free    []int32
 	queues  [2]lessees // not assured, and assured
 	places  map[*holdfast.Node]*place
+	away    int           // sessions whose hand-over is under way
+	asked   bool          // another hub, to make room
+	kept    bool          // it did, and the place is counted
 	looked  time.Duration // when nodes were looked at
 	scratch []byte
 	staged  []*session // that have something to be sent
@@ -129,12 +133,13 @@ func rooms(n int) []mmsg.Message {
 // run is the hub.
 func (h *hub) run() {
 	defer close(h.done)
-	for !h.over && !(h.p.ending.Load() && h.open.Load() == 0) {
+	for h.away > 0 || !h.over && !(h.p.ending.Load() && h.open.Load() == 0) {
 		h.turn()
 		h.expire()
 		h.flush()
 	}
 	h.last() // what comes with it, such as sessions of the predecessor, ends too
+	h.unkeep()
 	h.each(func(s *session) {
 		if !s.lane {
 			h.wasCut++
@@ -193,7 +198,7 @@ func (h *hub) arriveAs(m *mmsg.Message) {
 		h.tally[fromClients]++
 		h.tally[dropTooLong]++
 		return
-	case m.Peer.Port() == 0, h.isOwn(m):
+	case addr.AnswersAnything(m.Peer.Port()), h.isOwn(m): // a node cannot tell: it hears us
 		h.tally[fromClients]++
 		h.tally[dropLoop]++
 		return

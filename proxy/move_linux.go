@@ -330,7 +330,7 @@ func (p *Proxy) leaseOf(set *settings, r saved) (*holdfast.Cluster, holdfast.Lea
 		if c == nil {
 			continue
 		}
-		if lease, ok := c.PickAddr(r.node); ok {
+		if lease, ok := c.PickAddr(r.node, "tcp", "unix"); ok {
 			return c, lease
 		}
 	}

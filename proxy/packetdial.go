@@ -117,6 +117,9 @@ func (h *hub) readConn(r ref, conn net.Conn) {
 			s := h.find(r)
 			switch {
 			case s == nil:
+			case asErrno(err) == syscall.EMSGSIZE: // see hearBack
+				over = false
+				h.tally[dropTooLong]++
 			case err != nil:
 				h.refused(s, err, nil)
 			default:

@@ -39,6 +39,10 @@ func TestPacketLimits(t *testing.T) {
 		{"networks", "127.0.0.1:0", serve.Limits{
 			Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/29")}, Deny: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")},
 		}, []string{"127.0.0.1:0", "127.0.0.3:0", "127.0.0.9:0"}, 1, serve.Refusals{Network: 2}},
+		{"a second, beside those who may not", "127.0.0.1:0", serve.Limits{Rate: 0.01, Deny: []netip.Prefix{netip.MustParsePrefix("127.0.0.3/32")}},
+			append(many("127.0.0.3:0", 3), "127.0.0.1:0"), 1, serve.Refusals{Network: 3}},
+		{"a second, beside one who is too fast", "127.0.0.1:0", serve.Limits{Rate: 2, RatePerIP: 0.01},
+			append(many("127.0.0.3:0", 5), "127.0.0.1:0"), 2, serve.Refusals{RatePerIP: 4}},
 		{"none", "127.0.0.1:0", serve.Limits{MaxConns: -1, MaxPerIP: -1}, many("127.0.0.1:0", 300), 300, serve.Refusals{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -146,6 +150,47 @@ func TestFloods(t *testing.T) {
 	}
 }
 
+// A flood at one address shuts out nobody at another, though they have one table.
+func TestFloodAtAnotherAddress(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	a := newNode(t, "a", "127.0.0.1:0")
+	w.start(proxy.PacketConfig{Limits: serve.Limits{MaxConns: 40, MaxPerIP: -1}}, a)
+	other, err := net.ListenPacket("udp", ours("127.0.0.1:0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	serveWith(t, w.proxy, other)
+	for range 5 {
+		flood(t, w.addr, 200)
+		eventually(t, "the table is full", func() bool { return w.proxy.Stats().Open >= 40 })
+		client := dialAsker(t, other.LocalAddr().String())
+		eventually(t, "a client of the other address is served", func() bool { return client.ask("x", 100*time.Millisecond) == "a:x" })
+	}
+	flood(t, w.addr, 200)
+	eventually(t, "nobody is in the books twice", func() bool { return w.proxy.Stats().Open <= 40 })
+}
+
+// A table that was made smaller shrinks as others come, who are served.
+func TestTableThatWasMadeSmaller(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	a := newNode(t, "a", "127.0.0.1:0")
+	cfg := proxy.PacketConfig{Limits: serve.Limits{MaxConns: 40, MaxPerIP: -1}}
+	w.start(cfg, a)
+	flood(t, w.addr, 100)
+	eventually(t, "the table is full", func() bool { return w.proxy.Stats().Open == 40 })
+	cfg.Cluster, cfg.Limits.MaxConns = w.cluster, 20
+	if err := w.proxy.Update(cfg); err != nil {
+		t.Fatal(err)
+	}
+	flood(t, w.addr, 30)
+	eventually(t, "it is as small as it is to be", func() bool { return w.proxy.Stats().Open == 20 })
+	if got := w.dial().ask("x", 5*time.Second); got != "a:x" {
+		t.Errorf("%q", got)
+	}
+}
+
 // 20,000 source ports: the table is at its cap, memory is bounded, and others are served.
 func TestTwentyThousandSources(t *testing.T) {
 	leak.Check(t)
@@ -214,6 +259,19 @@ func TestPacketsPerNode(t *testing.T) {
 		eventually(t, "all have come", func() bool { return w.proxy.Stats().FromClients == 8 && a.got.Load()+b.got.Load() == 6 })
 		if s := w.proxy.Stats(); a.sources() != 3 || b.sources() != 3 || s.Dropped.NoBackend != 2 || s.Open != 6 {
 			t.Errorf("%d and %d: %+v", a.sources(), b.sources(), s)
+		}
+	})
+}
+
+// Datagrams that need no session take none of a node's places.
+func TestPacketsPerNodeWithoutSessions(t *testing.T) {
+	eachPacketWay(t, func(t *testing.T, w *packetWorld) {
+		a := newNode(t, "a", "127.0.0.1:0")
+		w.start(proxy.PacketConfig{PerNode: 1, Requests: 1, Responses: -1}, a)
+		client := w.dial()
+		for i := range 10 {
+			client.Write([]byte("x"))
+			eventually(t, "it has come", func() bool { return a.got.Load() == int64(i+1) })
 		}
 	})
 }

@@ -73,11 +73,13 @@ func (h *hub) freeze() (moving []*session, left int) {
 			moving = append(moving, s)
 		}
 	})
+	h.away += len(moving) // the hub waits for them, whatever happens
 	return moving, left
 }
 
 // settled takes note of how a move went.
 func (h *hub) settled(moving []*session, err error) {
+	h.away -= len(moving)
 	for _, s := range moving {
 		h.queueOf(s).add(s)
 		if err != nil {
@@ -224,10 +226,11 @@ func (h *hub) adopt(r savedSession, fd int) {
 	s := &session{
 		h: h, key: r.key, set: h.set, way: way{fd: int32(fd)}, header: h.headerOf(r.key), assured: r.assured,
 		began: h.now - r.began, active: h.now - r.active, owed: r.owed, datagrams: r.datagrams, bytes: r.size,
+		asked: h.now - r.active, answered: r.datagrams[backend] > 0, // the predecessor told how fast
 	}
 	unix.SetNonblock(fd, true)
 	h.p.gate.EnterAnyway(&s.pass, r.key.client.Addr())
-	if lease, ok := h.set.Cluster.PickAddr(r.node); ok {
+	if lease, ok := h.set.Cluster.PickAddr(r.node, "udp"); ok {
 		s.lease, s.place = lease, h.placeOf(lease)
 		s.place.sessions++
 	}

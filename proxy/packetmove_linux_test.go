@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -250,6 +251,40 @@ func TestCloseWhileMoving(t *testing.T) {
 	}
 }
 
+// Who closes the socket in front while sessions move takes none out of the books.
+func TestSocketClosedWhileSessionsMove(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	a := newNode(t, "a", "127.0.0.1:0")
+	c := w.clusterOf(holdfast.Config{}, a.url())
+	p, next := w.successor(proxy.PacketConfig{Cluster: c}), w.successor(proxy.PacketConfig{Cluster: c})
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- p.ServePacket(pc) }()
+	for range 150 {
+		dialAsker(t, pc.LocalAddr().String()).ask("x", 5*time.Second)
+	}
+	take := handTo(t, next)
+	p.HandOver(t.Context(), func(state []byte, conns ...syscall.Conn) error {
+		pc.Close()
+		time.Sleep(1500 * time.Millisecond) // it finds out after a second
+		return take(state, conns...)
+	})
+	if err := <-served; !errors.Is(err, net.ErrClosed) {
+		t.Errorf("ServePacket: %v", err)
+	}
+	if s := p.Stats(); s.Open != 0 || s.MovedOut == 0 || s.MovedOut+s.Ends[proxy.Cut] != 150 {
+		t.Errorf("%+v", s)
+	}
+	next.Close()
+	if n := c.Stats().Nodes[0].InFlight; n != 0 {
+		t.Errorf("%d leases are left", n)
+	}
+}
+
 // Sessions for an address that is never served end when they are idle.
 func TestSessionsOfNoAddress(t *testing.T) {
 	leak.Check(t)
@@ -264,6 +299,37 @@ func TestSessionsOfNoAddress(t *testing.T) {
 	}
 	eventually(t, "they end", func() bool { s := next.Stats(); return s.Ends[proxy.Idle] == 3 && s.Open == 0 })
 	eventually(t, "no lease is left", func() bool { return w.cluster.Stats().Nodes[0].InFlight == 0 })
+}
+
+// What a node says in a session that has moved is no sample of how fast it answers, if it
+// answers nothing.
+func TestRepliesAfterTheMoveAreNoSamples(t *testing.T) {
+	leak.Check(t)
+	w := &packetWorld{T: t}
+	a := newNode(t, "a", "127.0.0.1:0")
+	w.start(proxy.PacketConfig{}, a)
+	client := w.dial()
+	client.ask("x", 5*time.Second)
+	c := w.clusterOf(holdfast.Config{}, "tcp://"+a.pc.LocalAddr().String(), a.url())
+	next := w.successor(proxy.PacketConfig{Cluster: c})
+	conn := w.socket()
+	if err := w.proxy.HandOver(t.Context(), handTo(t, next)); err != nil {
+		t.Fatal(err)
+	}
+	serveWith(t, next, conn)
+	time.Sleep(100 * time.Millisecond)
+	a.seen.Range(func(from, _ any) bool {
+		a.pc.WriteToUDPAddrPort([]byte("news"), from.(netip.AddrPort))
+		return true
+	})
+	if got := client.hear(5 * time.Second); got != "news" {
+		t.Errorf("%q", got)
+	}
+	for _, n := range c.Stats().Nodes {
+		if n.Latency != 0 || n.InFlight == 1 != strings.HasPrefix(n.Endpoint, "udp:") {
+			t.Errorf("%+v", n)
+		}
+	}
 }
 
 // A session whose node the successor does not know hears of it still, and goes on at

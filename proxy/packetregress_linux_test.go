@@ -188,7 +188,7 @@ func TestSessionsStayInPanic(t *testing.T) {
 			Probe:  func(context.Context, net.Conn) error { return errors.New("it is unwell") },
 			Check:  holdfast.Check{Interval: 20 * time.Millisecond, Fall: 1},
 		}, a.url(), b.url())
-		c.Pick(0, nil) // begins the checks
+		c.Pick(0, nil) // begins the checks, and takes one node's only place
 		eventually(t, "both are down", func() bool {
 			for _, n := range c.Stats().Nodes {
 				if n.State != holdfast.StateEjected {
@@ -197,9 +197,10 @@ func TestSessionsStayInPanic(t *testing.T) {
 			}
 			return len(c.Stats().Nodes) == 2
 		})
-		w.start(proxy.PacketConfig{Cluster: c}, nil...)
+		w.start(proxy.PacketConfig{Cluster: c, PerNode: 1}, nil...)
 		client := w.dial()
 		first := client.ask("x", 5*time.Second)
+		w.dial().ask("x", 5*time.Second)   // so that all have as many as they may
 		time.Sleep(250 * time.Millisecond) // it looks after nodes
 		for range 20 {
 			if got := client.ask("x", 5*time.Second); got != first {
@@ -466,6 +467,7 @@ func TestOwnSourcesDoNotLoop(t *testing.T) {
 		{"another address of it", "0.0.0.0", "", "127.0.0.2", "127.0.0.1"},
 		{"another socket", "127.0.0.1", "127.0.0.2", "127.0.0.2", "127.0.0.1"},
 		{"from port 0", "127.0.0.1", "", "127.0.0.9:0", "127.0.0.1"},
+		{"from who answers anything", "127.0.0.1", "", "127.0.0.9:7", "127.0.0.1"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			leak.Check(t)
@@ -506,29 +508,30 @@ func TestShorterPathMovesNobody(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	w := &packetWorld{T: t}
-	a, b := newNode(t, "a", "127.0.0.1:0"), newNode(t, "b", "127.0.0.1:0")
-	w.start(proxy.PacketConfig{}, a, b)
-	client := w.dial()
-	first := client.ask("x", 5*time.Second)
-	at := a
-	if first == "b:x" {
-		at = b
-	}
-	at.seen.Range(func(from, _ any) bool {
-		quoted := datagramOf(from.(netip.AddrPort), at.pc.LocalAddr().(*net.UDPAddr).AddrPort(), "x")
-		icmp(t, 3, 4, 1000, quoted)
-		return true
+	eachPacketWay(t, func(t *testing.T, w *packetWorld) {
+		a, b := newNode(t, "a", "127.0.0.1:0"), newNode(t, "b", "127.0.0.1:0")
+		w.start(proxy.PacketConfig{}, a, b)
+		client := w.dial()
+		first := client.ask("x", 5*time.Second)
+		at := a
+		if first == "b:x" {
+			at = b
+		}
+		at.seen.Range(func(from, _ any) bool {
+			quoted := datagramOf(from.(netip.AddrPort), at.pc.LocalAddr().(*net.UDPAddr).AddrPort(), "x")
+			icmp(t, 3, 4, 1000, quoted)
+			return true
+		})
+		for range 3 {
+			client.ask("x", time.Second)
+		}
+		if s := w.proxy.Stats(); s.Refused != 0 || s.Moved != 0 {
+			t.Errorf("%+v", s)
+		}
+		if got := client.ask("y", 5*time.Second); got != first[:2]+"y" {
+			t.Errorf("%q, and first %q", got, first)
+		}
 	})
-	for range 3 {
-		client.ask("x", time.Second)
-	}
-	if s := w.proxy.Stats(); s.Refused != 0 || s.Moved != 0 {
-		t.Errorf("%+v", s)
-	}
-	if got := client.ask("y", 5*time.Second); got != first[:2]+"y" {
-		t.Errorf("%q, and first %q", got, first)
-	}
 }
 
 // icmp sends an error to this host, about a datagram that it sent.

@@ -34,7 +34,7 @@ type PacketDrops struct {
 	Denied    uint64 `json:"denied"`     // no session for them, see PacketStats.Denied
 	NoBackend uint64 `json:"no_backend"` // none was usable, or had room
 	TooLong   uint64 `json:"too_long"`
-	Loops     uint64 `json:"loops"`      // from a socket of ours, or from port 0
+	Loops     uint64 `json:"loops"`      // from a socket of ours, or from who answers anything (ports 0, 7, 13, 17, 19)
 	BadHeader uint64 `json:"bad_header"` // no PROXY header, or a wrong one
 	Amplified uint64 `json:"amplified"`  // by PacketConfig.Amplification
 	Unwanted  uint64 `json:"unwanted"`   // replies where none is expected

@@ -67,56 +67,6 @@ type place struct {
 	lane     *session       // for datagrams that need no session
 }
 
-// lessees are sessions in the order in which they were filed: the first is idle for
-// longest, within lag. All may be idle for the same time, so that no timers are needed,
-// and few datagrams cost the move to the end.
-type lessees struct{ first, last *session }
-
-// lag is how exact that order is.
-const lag = 100 * time.Millisecond
-
-func (q *lessees) add(s *session) {
-	s.filed = s.active
-	s.before, s.after = q.last, nil
-	if q.last != nil {
-		q.last.after = s
-	} else {
-		q.first = s
-	}
-	q.last = s
-}
-
-func (q *lessees) remove(s *session) {
-	if s.before != nil {
-		s.before.after = s.after
-	} else {
-		q.first = s.after
-	}
-	if s.after != nil {
-		s.after.before = s.before
-	} else {
-		q.last = s.before
-	}
-	s.before, s.after = nil, nil
-}
-
-// touch takes note that something came to a session.
-func (h *hub) touch(s *session) {
-	s.active = h.now
-	if s.active-s.filed >= lag {
-		q := h.queueOf(s)
-		q.remove(s)
-		q.add(s)
-	}
-}
-
-func (h *hub) queueOf(s *session) *lessees {
-	if s.assured {
-		return &h.queues[1]
-	}
-	return &h.queues[0]
-}
-
 // one passes on one datagram of a client.
 func (h *hub) one(peer netip.AddrPort, local netip.Addr, data []byte) {
 	key := sessionKey{peer, local, peer}
@@ -218,48 +168,6 @@ func (h *hub) begins(key sessionKey) *session {
 	return s
 }
 
-// admit asks whether a client may have another session, if there is room.
-func (h *hub) admit(pass *serve.Pass, client netip.Addr) bool {
-	if h.p.ending.Load() || h.p.gate.Enter(pass) != nil {
-		return false
-	}
-	if pass.Admit(client) != nil {
-		pass.Leave()
-		return false
-	}
-	return true
-}
-
-// makeRoom finds room for a session of a client who may have one: who may not must not
-// drive out anybody.
-func (h *hub) makeRoom() bool {
-	most := int64(h.set.Limits.MaxConns)
-	if most <= 0 || h.p.open.Load() < most {
-		return true
-	}
-	if s := h.dispensable(); s != nil {
-		h.end(s, Evicted)
-	}
-	return h.p.open.Load() < most
-}
-
-// dispensable is the session that makes room for another.
-func (h *hub) dispensable() *session {
-	unassured, assured := h.queues[0].first, h.queues[1].first
-	for assured != nil && assured.lane {
-		assured = assured.after
-	}
-	switch {
-	case h.set.Full == DropNew:
-		return nil
-	case h.set.Full == EvictUnassured || assured == nil:
-		return unassured
-	case unassured == nil || assured.filed < unassured.filed:
-		return assured
-	}
-	return unassured
-}
-
 // enlist enters a session in the books. A lane is nobody's, and takes no place.
 func (h *hub) enlist(s *session) {
 	h.queueOf(s).add(s)
@@ -273,7 +181,7 @@ func (h *hub) enlist(s *session) {
 // there if there is none but what is down, as in panic: one is as good as the other.
 func (h *hub) settle(s *session, tried []*holdfast.Node) bool {
 	for {
-		lease, pl, err := h.pick(h.set.Key(Client{Addr: s.key.client}), &tried)
+		lease, pl, err := h.pick(s, h.set.Key(Client{Addr: s.key.client}), &tried)
 		if err != nil {
 			return false
 		}
@@ -324,20 +232,26 @@ func asErrno(err error) (e syscall.Errno) {
 	return e
 }
 
-// pick chooses a node for datagrams that has room.
-func (h *hub) pick(key uint64, tried *[]*holdfast.Node) (holdfast.Lease, *place, error) {
+// pick chooses a node that has room, for a session or for a lane (nil).
+func (h *hub) pick(s *session, key uint64, tried *[]*holdfast.Node) (holdfast.Lease, *place, error) {
 	for {
 		lease, err := h.set.Cluster.Pick(key, *tried)
 		if err != nil {
 			return lease, nil, err
 		}
 		n := lease.Node()
-		if n.Endpoint().Network == "udp" && (h.set.PerNode <= 0 || n.InFlight() <= h.set.PerNode) {
+		if n.Endpoint().Network == "udp" && h.hasRoom(n, s) {
 			return lease, h.placeOf(lease), nil
 		}
 		*tried = append(*tried, n)
 		lease.Done()
 	}
+}
+
+// hasRoom reports whether a node that was picked may have a session. Where it is, it has
+// its place; a lane takes none.
+func (h *hub) hasRoom(n *holdfast.Node, s *session) bool {
+	return h.set.PerNode <= 0 || n.InFlight() <= h.set.PerNode || s == nil || s.place != nil && s.place.node == n
 }
 
 func (h *hub) placeOf(lease holdfast.Lease) *place {
@@ -618,7 +532,7 @@ func (h *hub) passOn(key sessionKey, data []byte) {
 // laneTo is the lane of a node that was chosen, nil if there is none to choose.
 func (h *hub) laneTo(key sessionKey, tried *[]*holdfast.Node) *session {
 	for {
-		lease, pl, err := h.pick(h.set.Key(Client{Addr: key.client}), tried)
+		lease, pl, err := h.pick(nil, h.set.Key(Client{Addr: key.client}), tried)
 		if err != nil {
 			return nil
 		}
