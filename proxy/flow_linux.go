@@ -33,6 +33,9 @@ func (l *loop) begin(f *front, fd int32, from netip.AddrPort, pass serve.Pass) {
 	s.from.Addr = from
 	s.began = l.now
 	s.ready[client] = canRead | canWrite // nobody has said that it is not
+	if !f.unix {
+		boundNotSent(fd)
+	}
 	if end := time.Duration(l.p.ending.Load()); end != 0 {
 		l.leaveWithin(s, end-l.now)
 	}
@@ -147,7 +150,10 @@ func (l *loop) route(s *slot, h hello) {
 		l.end(s, NoRoute, true)
 		return
 	}
-	s.search = s.set.search(cluster, s.from)
+	if !l.p.guarded(func() { s.search = s.set.search(cluster, s.from) }) {
+		l.end(s, NoRoute, true)
+		return
+	}
 	if d := s.set.limits.Connect; d > 0 {
 		s.whole = l.now + d
 	}
@@ -196,12 +202,20 @@ func (l *loop) dial(s *slot) {
 }
 
 // choose lets those who wait for a place come first.
-func (l *loop) choose(s *slot) (holdfast.Lease, error) {
-	if s.waiter != nil {
-		return s.search.next()
-	}
-	return l.p.inTurn(&s.search)
+func (l *loop) choose(s *slot) (lease holdfast.Lease, err error) {
+	err = errNoAnswer
+	l.p.guarded(func() {
+		if s.waiter == nil {
+			lease, err = l.p.inTurn(&s.search)
+			return
+		}
+		lease, err = s.search.next()
+		l.p.queueOf(s.search.cluster).looked(s.waiter, &s.search, err)
+	})
+	return lease, err
 }
+
+var errNoAnswer = errors.New("proxy: the policy panicked")
 
 // target is how to connect to a node; nil is that it takes more than that.
 func (l *loop) target(lease holdfast.Lease) *target {
@@ -246,6 +260,7 @@ func (t *target) prepare(fd int32) {
 	if t.family == unix.AF_UNIX {
 		return
 	}
+	boundNotSent(fd)
 	if !t.opts.Nagle {
 		sysSet(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	}
@@ -287,7 +302,12 @@ func (l *loop) awaitConnect(s *slot) {
 
 // late is called when a connect has had its head start, or its time.
 func (l *loop) late(s *slot) {
-	if over := s.whole != 0 && l.now >= s.whole; !over && !s.search.more(s.lease.Node()) {
+	more := false
+	over := s.whole != 0 && l.now >= s.whole
+	if !over {
+		l.p.guarded(func() { more = s.search.more(s.lease.Node()) })
+	}
+	if !over && !more {
 		s.limit = s.whole // there is nobody else
 		l.schedule(s)
 		return
@@ -600,12 +620,11 @@ func (l *loop) bury() {
 // queue waits for a place at a backend.
 func (l *loop) queue(s *slot) {
 	r := s.ref()
-	first := s.waiter != nil
-	if !first {
-		s.waiter = &waiter{func() {
+	if s.waiter == nil {
+		s.waiter = &waiter{wake: func() {
 			l.post(func() {
 				if s := l.find(r); s != nil && s.stage == queueing {
-					s.search.again()
+					s.search.again(l.p.maxEach())
 					s.stage, s.limit = dialing, 0
 					l.counts.queued.Add(-1)
 					if d := s.set.limits.Connect; d > 0 {
@@ -621,7 +640,7 @@ func (l *loop) queue(s *slot) {
 	}
 	s.limit = s.waitEnd // of all its waits
 	q := l.p.queueOf(s.search.cluster)
-	if !q.enter(s.waiter, s.set.Backends.Queue, first) {
+	if !q.enter(s.waiter, s.set.Backends.Queue) {
 		l.end(s, QueueFull, true)
 		return
 	}
@@ -651,6 +670,6 @@ func (l *loop) giveAway(s *slot) {
 	}
 	v, early, to, pass := s.visit, s.pend[client], s.to, s.pass
 	s.pass, s.front = serve.Pass{}, nil
+	l.p.adopt(conn, v, early, to, pass) // and then forget: a Shutdown must see it here or there
 	l.forget(s)
-	l.p.adopt(conn, v, early, to, pass)
 }

@@ -61,7 +61,11 @@ func (ls *loops) front(ln net.Listener) (*front, bool) {
 
 // notSent bounds what the kernel keeps for a peer that does not read, over what is under
 // way to it: it would grow to megabytes for each, and the memory is all connections' own.
+// It also says when a socket takes more: by its buffer of megabytes one that is read
+// slowly would seem to take nothing for minutes. A listener does not hand it down.
 const notSent = 128 << 10
+
+func boundNotSent(fd int32) { sysSet(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent) }
 
 // tune sets the options that connections inherit from their listener.
 func (f *front) tune(o serve.Socket) {
@@ -81,7 +85,6 @@ func (f *front) tune(o serve.Socket) {
 // watchOver sets what finds a peer that is gone, or takes nothing: 0 is the default,
 // negative leaves it to the system, and without idle there is no keepalive.
 func watchOver(fd int32, idle, interval time.Duration, count int, user time.Duration) {
-	sysSet(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent)
 	sysSet(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, btoi(idle >= 0))
 	if idle >= 0 {
 		sysSet(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, seconds(cmp.Or(idle, 15*time.Second)))
@@ -160,7 +163,7 @@ func (ls *loops) serve(f *front) error {
 	}
 	err := f.wait(ls.p.closed)
 	accepting(false)
-	f.end()
+	f.end(ls)
 	f.ln.Close()
 	return err
 }
@@ -212,12 +215,15 @@ func (f *front) grant(l *loop) {
 	}
 }
 
-// end closes the front, and who waits for room.
-func (f *front) end() {
+// end closes the front. Who waits for room is let in: the listener's next owner does not
+// know it, but can take it over.
+func (f *front) end(ls *loops) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, c := range f.parked {
-		sysClose(c.fd)
+		if l := ls.least(); !l.post(func() { l.letIn(f, c) }) {
+			sysClose(c.fd)
+		}
 	}
 	f.parked = nil
 	sysClose(f.fd)
@@ -311,6 +317,14 @@ func (l *loop) place(f *front, fd int32, from netip.AddrPort) bool {
 	return true
 }
 
+// letIn begins a connection for which there is no room.
+func (l *loop) letIn(f *front, c parked) {
+	var pass serve.Pass
+	l.p.gate.EnterAnyway(&pass, netip.Addr{}) // under its address it is admitted as any other
+	l.open.Add(1)
+	l.begin(f, c.fd, c.from, pass)
+}
+
 // ahead reports whether l has so many connections more than another that the next is for
 // that one. Of a few each counts; of many a part may differ, for whoever is to accept
 // next comes to it after what it is at, and those who connect wait as long.
@@ -339,6 +353,11 @@ func (l *loop) refuse(fd int32) {
 // park keeps a connection until there is room; no other is accepted meanwhile.
 func (f *front) park(l *loop, c parked) {
 	f.mu.Lock()
+	if f.fd < 0 { // it has ended
+		f.mu.Unlock()
+		l.letIn(f, c)
+		return
+	}
 	f.parked = append(f.parked, c)
 	looked := f.looks.Swap(true)
 	f.mu.Unlock()
@@ -362,11 +381,15 @@ func (f *front) unpark(l *loop) {
 	}
 }
 
-// retry lets in who is parked, if there is room.
+// retry lets in who is parked, if there is room, and accepts again when nobody is.
 func (f *front) retry(l *loop) {
 	f.mu.Lock()
 	if len(f.parked) == 0 {
+		idle := f.holder == nil
 		f.mu.Unlock()
+		if idle {
+			f.grant(l)
+		}
 		return
 	}
 	c := f.parked[0]

@@ -83,7 +83,7 @@ const (
 const (
 	canRead uint8 = 1 << iota
 	canWrite
-	ending // no more events come that say there is something to read
+	ending // a short read is not the last: what is behind it comes without an event
 )
 
 func (s *slot) ref() ref { return ref{s.index, s.gen} }
@@ -158,6 +158,9 @@ func (l *loop) handle(ev *unix.EpollEvent) {
 	if ev.Events&(unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
 		s.ready[which] |= canRead | canWrite | ending
 	}
+	if ev.Events&unix.EPOLLPRI != 0 { // a read stops short at urgent data, and a splice is stuck there
+		s.ready[which] |= canRead | ending
+	}
 	switch s.stage {
 	case greeting:
 		l.greet(s)
@@ -190,7 +193,7 @@ func (l *loop) watch(s *slot, which side) {
 	}
 	s.watched[which] = true
 	e := sysWatch(l.ep, unix.EPOLL_CTL_ADD, s.fd[which], &unix.EpollEvent{
-		Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
+		Events: unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET,
 		Fd:     s.index, Pad: s.gen<<1 | int32(which),
 	})
 	if e != 0 { // no memory, or fs.epoll.max_user_watches
@@ -272,6 +275,8 @@ func (l *loop) fire(s *slot) {
 			l.late(s)
 			return
 		}
+	case moving: // whoever sends it on has its sockets
+		return
 	case relaying, lingering:
 		l.tune(s)
 		if o := s.relay.expire(l.now); o != carryOn {
@@ -432,10 +437,10 @@ func (ls *loops) endWhatIsDown(down Down) {
 	ls.each(func(l *loop) {
 		l.table.all(func(s *slot) {
 			switch {
-			case s.stage != relaying || s.leaveAt != 0 || !nodes.has(s.lease.Node()):
+			case s.stage != relaying || !nodes.has(s.lease.Node()):
 			case down == Sever:
 				l.end(s, BackendDown, true)
-			default:
+			case s.leaveAt == 0:
 				s.leaveBackend(l.now)
 				l.schedule(s)
 			}

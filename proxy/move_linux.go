@@ -48,28 +48,33 @@ func atOnce[T any](all []T, handOver func(T) (left int)) int {
 func (l *loop) handOver(ctx context.Context, send func(state []byte, conns ...syscall.Conn) error) (left int) {
 	places := make(chan struct{}, movingAtOnce)
 	var wg sync.WaitGroup
-	defer wg.Wait()
-	for ctx.Err() == nil {
+	var last sync.Mutex // who has the table when the loop has ended
+	for wait := true; wait && ctx.Err() == nil; {
 		var frozen []passenger
-		var wait bool
-		l.do(func() { frozen, left, wait = l.freeze(movingAtOnce - len(places)) })
+		wait = false
+		l.do(func() { frozen, wait = l.freeze(movingAtOnce - len(places)) })
 		for _, f := range frozen {
 			places <- struct{}{}
 			wg.Go(func() {
 				err := send(f.state, f.conns...)
 				<-places
-				l.post(func() { l.settle(f.ref, err) })
+				if !l.post(func() { l.settle(f.ref, err) }) {
+					<-l.done
+					last.Lock()
+					defer last.Unlock()
+					l.settle(f.ref, err)
+				}
 			})
 		}
 		switch {
 		case len(frozen) > 0:
-			continue
+			wait = true
 		case wait: // for places, or for those who are about to end
 			time.Sleep(time.Millisecond)
-		default:
-			return left
 		}
 	}
+	wg.Wait()
+	l.do(func() { left = l.table.used })
 	return left
 }
 
@@ -80,23 +85,20 @@ type passenger struct {
 	conns []syscall.Conn
 }
 
-// freeze takes up to n connections out of the loop. left are those that stay for good;
-// wait says that others may move later.
-func (l *loop) freeze(n int) (frozen []passenger, left int, wait bool) {
+// freeze takes up to n connections out of the loop; wait says that others may move later.
+func (l *loop) freeze(n int) (frozen []passenger, wait bool) {
 	l.table.all(func(s *slot) {
 		switch {
 		case s.stays:
-			left++
 		case s.stage == moving || s.stage == lingering || len(frozen) >= n:
 			wait = true
 		case !l.halt(s):
 			s.stays = true
-			left++
 		default:
 			frozen = append(frozen, passenger{s.ref(), s.save(l), s.conns()})
 		}
 	})
-	return frozen, left, wait
+	return frozen, wait
 }
 
 // halt stops a connection, and forgets what a successor does anew. false is that it
@@ -156,6 +158,10 @@ func (l *loop) settle(r ref, err error) {
 		l.forget(s)
 		return
 	}
+	if l.over { // nobody goes on with it
+		l.end(s, Cut, true)
+		return
+	}
 	s.stays = true
 	l.resume(s)
 }
@@ -175,7 +181,7 @@ func (l *loop) resume(s *slot) {
 		}
 		return
 	}
-	s.search.again()
+	s.search.again(l.p.maxEach())
 	s.waiter = nil
 	switch {
 	case !s.headerRead || s.set.sniffs:

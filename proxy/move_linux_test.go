@@ -16,6 +16,7 @@ import (
 	"github.com/holdfast-net/holdfast"
 	"github.com/holdfast-net/holdfast/internal/leak"
 	"github.com/holdfast-net/holdfast/proxy"
+	"github.com/holdfast-net/holdfast/serve"
 	"golang.org/x/sys/unix"
 )
 
@@ -149,4 +150,91 @@ func TestConnectionsSurviveGenerations(t *testing.T) {
 	}
 	now.Close()
 	<-serving
+}
+
+// A Shutdown does not end a connection that is on its way to the successor.
+func TestShutdownLeavesThoseOnTheirWay(t *testing.T) {
+	leak.Check(t)
+	backs := cluster(t, holdfast.Config{}, serveEach(t, echo))
+	p, addr := start(t, proxy.Config{Cluster: backs}, paths["loops"])
+	next, err := proxy.New(proxy.Config{Cluster: backs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	c := dial(t, addr)
+	if err := ask(c, "x"); err != nil {
+		t.Fatal(err)
+	}
+	sending, on, moved := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		moved <- p.HandOver(t.Context(), func(state []byte, conns ...syscall.Conn) error {
+			close(sending)
+			<-on
+			return handTo(t, next)(state, conns...)
+		})
+	}()
+	<-sending
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	p.Shutdown(ctx) // by whose end each connection has had its moment
+	close(on)
+	if err := <-moved; err != nil {
+		t.Error(err)
+	}
+	if err := ask(c, "y"); err != nil {
+		t.Errorf("after the move: %v", err)
+	}
+	if old, now := p.Stats(), next.Stats(); old.Open != 0 || old.MovedOut != 1 || now.MovedIn != 1 {
+		t.Errorf("%+v, then %+v", old, now)
+	}
+}
+
+// Who was accepted, and waits for room, goes to the successor.
+func TestWhoWaitsForRoomMoves(t *testing.T) {
+	leak.Check(t)
+	backs := cluster(t, holdfast.Config{}, serveEach(t, echo))
+	ln := listen(t)
+	p, err := proxy.New(proxy.Config{Cluster: backs, Limits: serve.Limits{MaxConns: 1, Over: serve.Wait}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- p.Serve(ln) }()
+	next, err := proxy.New(proxy.Config{Cluster: backs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Close()
+	a := dial(t, ln.Addr().String())
+	if err := ask(a, "x"); err != nil {
+		t.Fatal(err)
+	}
+	b := dial(t, ln.Addr().String())
+	eventually(t, "one waits", func() bool { return p.Stats().Accepted == 2 })
+	ln.Close()
+	<-served
+	if err := p.HandOver(t.Context(), handTo(t, next)); err != nil {
+		t.Error(err)
+	}
+	p.Close()
+	for _, c := range []*net.TCPConn{a, b} {
+		if err := ask(c, "y"); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A hand-over that has no time says what it has left.
+func TestAHandOverWithoutTimeSaysSo(t *testing.T) {
+	leak.Check(t)
+	p, addr := start(t, proxy.Config{Cluster: cluster(t, holdfast.Config{}, serveEach(t, echo))}, paths["loops"])
+	if err := ask(dial(t, addr), "x"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.HandOver(ctx, func([]byte, ...syscall.Conn) error { return nil }); err == nil {
+		t.Error("one connection stays, and no error")
+	}
 }

@@ -34,6 +34,7 @@ type pair struct {
 	tls     *tls.ConnectionState // of the client; nil is plaintext
 	cluster *holdfast.Cluster
 	early   []byte // what the client sent before a backend was chosen
+	header  []byte // what backends are told of it
 
 	mu    sync.Mutex
 	relay relay
@@ -73,7 +74,7 @@ func (p *Proxy) adopt(conn net.Conn, v visit, early []byte, to netip.AddrPort, p
 		defer p.guests.Add(-1)
 		defer pass.Leave()
 		defer conn.Close()
-		pr.serve(p.base)
+		p.guarded(func() { pr.serve(p.base) })
 	})
 }
 
@@ -89,6 +90,13 @@ func (pr *pair) run(ctx context.Context) Reason {
 			return why
 		}
 		pr.search = pr.set.search(pr.cluster, pr.from)
+	}
+	if v := pr.set.Backends.Header; v != 0 { // now: that it has none is not a backend's fault
+		var err error
+		if pr.header, err = header(v, pr.from.Addr, pr.to, pr.tls, pr.from.ServerName); err != nil {
+			pr.abort(client)
+			return BadHello
+		}
 	}
 	conn, why := pr.connect(ctx)
 	if why != Open {
@@ -196,10 +204,14 @@ func (pr *pair) try(ctx context.Context, lease holdfast.Lease) (*holdfast.Conn, 
 	whole, start := ctx, pr.p.clock()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	others := pr.search // as it is now: the timer may still ask when this one has failed
+	others.tried = slices.Clone(others.tried)
 	late := time.AfterFunc(headStart, func() {
-		if pr.search.more(lease.Node()) { // asked only now, for that is a turn of the policy
-			cancel()
-		}
+		pr.p.guarded(func() {
+			if others.more(lease.Node()) { // asked only now, for that is a turn of the policy
+				cancel()
+			}
+		})
 	})
 	defer late.Stop()
 	conn, err := lease.Dial(ctx, pr.greet)
@@ -214,14 +226,10 @@ func (pr *pair) try(ctx context.Context, lease holdfast.Lease) (*holdfast.Conn, 
 
 // greet sends the PROXY header.
 func (pr *pair) greet(_ context.Context, conn *holdfast.Conn) error {
-	if pr.set.Backends.Header == 0 {
+	if len(pr.header) == 0 {
 		return nil
 	}
-	h, err := header(pr.set.Backends.Header, pr.from.Addr, pr.to, pr.tls, pr.from.ServerName)
-	if err != nil {
-		return err
-	}
-	_, err = conn.Write(h)
+	_, err := conn.Write(pr.header)
 	return err
 }
 
@@ -233,15 +241,16 @@ func (pr *pair) queue(ctx context.Context, end time.Time) (holdfast.Lease, Reaso
 		defer cancel()
 	}
 	q, woken := pr.p.queueOf(pr.cluster), make(chan struct{}, 1)
-	w := &waiter{func() { woken <- struct{}{} }}
+	w := &waiter{wake: func() { woken <- struct{}{} }}
 	pr.p.counts.queued.Add(1)
 	defer pr.p.counts.queued.Add(-1)
-	for first := false; ; first = true {
-		if !q.enter(w, pr.set.Backends.Queue, first) {
+	for {
+		if !q.enter(w, pr.set.Backends.Queue) {
 			return holdfast.Lease{}, QueueFull
 		}
-		pr.search.again()
+		pr.search.again(pr.p.maxEach())
 		lease, err := pr.search.next()
+		q.looked(w, &pr.search, err)
 		if !errors.Is(err, errFull) {
 			if !q.leave(w) {
 				q.next() // it was called for this one
@@ -266,6 +275,9 @@ func (pr *pair) queue(ctx context.Context, end time.Time) (holdfast.Lease, Reaso
 func (pr *pair) carry() Reason {
 	p := pr.p
 	pr.mu.Lock()
+	for _, e := range pr.ends {
+		bounded(e.socket)
+	}
 	pr.relay.begin(&pr.set.limits, p.clock())
 	pr.timer = time.AfterFunc(pr.wait(), pr.tick)
 	pr.mu.Unlock()
@@ -499,7 +511,7 @@ func (pr *pair) abort(s side) {
 func (pr *pair) abortInPeace(s side) {
 	limit := pr.set.limits.Linger
 	end := time.Now().Add(limit)
-	for wait := time.Millisecond; (limit == 0 || time.Now().Before(end)) && unsent(pr.ends[s].socket) > 0; wait = min(2*wait, 50*time.Millisecond) {
+	for wait := time.Millisecond; pr.p.base.Err() == nil && (limit == 0 || time.Now().Before(end)) && unsent(pr.ends[s].socket) > 0; wait = min(2*wait, 50*time.Millisecond) {
 		time.Sleep(wait)
 	}
 	pr.abort(s)
@@ -524,8 +536,10 @@ func (p *Proxy) delist(pr *pair) {
 }
 
 func (s *settings) search(c *holdfast.Cluster, from Client) search {
-	return search{cluster: c, key: s.Key(from), max: max(s.Backends.Max, 0)}
+	return search{cluster: c, key: s.Key(from), max: s.maxEach()}
 }
+
+func (s *settings) maxEach() int { return max(s.Backends.Max, 0) }
 
 func addrPort(a net.Addr) netip.AddrPort {
 	if tcp, ok := a.(*net.TCPAddr); ok {

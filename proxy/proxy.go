@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -263,6 +264,18 @@ func (p *Proxy) cutPairs() int {
 		pr.cut()
 	}
 	return len(all)
+}
+
+// guarded calls what has functions of the user's in it: Key, and the policy of a Cluster.
+// They run where a panic would end the process; it is the end of one connection instead.
+func (p *Proxy) guarded(f func()) (ok bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			p.log.Error("proxy: a panic ends a connection", "panic", v, "stack", string(debug.Stack()))
+		}
+	}()
+	f()
+	return true
 }
 
 // every is how often the Proxy looks after what no event tells it.

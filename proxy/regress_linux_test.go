@@ -2,10 +2,14 @@ package proxy_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
 	"runtime"
+	"slices"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -15,6 +19,7 @@ import (
 	"github.com/holdfast-net/holdfast/internal/leak"
 	"github.com/holdfast-net/holdfast/proxy"
 	"github.com/holdfast-net/holdfast/serve"
+	"golang.org/x/sys/unix"
 )
 
 // What went wrong once.
@@ -249,4 +254,290 @@ func TestABlockingListenerDoesNotBlockTheLoop(t *testing.T) {
 	if err := ask(c, "y"); err != nil {
 		t.Error(err)
 	}
+}
+
+// Urgent data stops a read short of what is there: what is behind it comes all the same.
+func TestWhatIsBehindUrgentDataPasses(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		leak.Check(t)
+		_, addr := start(t, proxy.Config{Cluster: cluster(t, holdfast.Config{}, serveEach(t, echo))}, front)
+		c := dial(t, addr)
+		if err := ask(c, "x"); err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		raw, _ := c.SyscallConn()
+		for i := range 60 {
+			ahead := []int{3, 40 * kib, 200 * kib}[i%3] // read, and spliced
+			raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_CORK, 1) })
+			go c.Write(payload[:ahead])
+			time.Sleep(time.Duration(i%6) * time.Millisecond)
+			raw.Control(func(fd uintptr) { unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) })
+			c.Write([]byte("behind"))
+			raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_CORK, 0) })
+			if n, err := io.ReadFull(c, make([]byte, ahead+len("behind"))); err != nil {
+				t.Fatalf("%d bytes came back, then %v", n, err)
+			}
+		}
+	})
+}
+
+// A client cannot make backends look bad by what it asks for.
+func TestALongNameIsNoFaultOfTheBackends(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		leak.Check(t)
+		c := cluster(t, holdfast.Config{}, serveEach(t, echo), serveEach(t, echo))
+		p, addr := start(t, proxy.Config{Routes: []proxy.Route{{Cluster: c}}, Backends: proxy.Backends{Header: 2}}, front)
+		name := strings.Repeat("a", 5000) // of which no header can tell
+		for range 12 {
+			conn := dial(t, addr)
+			tls.Client(conn, &tls.Config{ServerName: name, InsecureSkipVerify: true}).Handshake()
+			conn.Close()
+		}
+		eventually(t, "all are refused", func() bool { return p.Stats().Open == 0 })
+		for _, n := range c.Stats().Nodes {
+			if n.DialFailures+n.Failures > 0 {
+				t.Errorf("%s: %v", n.Node, n.Err)
+			}
+		}
+		if s := p.Stats(); s.Ends[proxy.BadHello] != 12 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// Places that become free all at once are taken all at once.
+func TestAQueueMovesWhenABackendComesBack(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		leak.Check(t)
+		const places = 60
+		b := newBackend(t)
+		b.kill()
+		backs := cluster(t, holdfast.Config{Backoff: holdfast.Backoff{Base: time.Second, Max: time.Second, Jitter: -1}}, b.addr, serveEach(t, echo))
+		p, addr := start(t, proxy.Config{Cluster: backs, Backends: proxy.Backends{Max: places, QueueTime: 4 * time.Second}}, front)
+		for range places {
+			if err := ask(dial(t, addr), "x"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var wg sync.WaitGroup
+		var failed atomic.Int64
+		for range places {
+			c := dial(t, addr)
+			wg.Go(func() {
+				if ask(c, "y") != nil {
+					failed.Add(1)
+				}
+			})
+		}
+		eventually(t, "they wait", func() bool { return p.Stats().Queued == places })
+		b.rise()
+		wg.Wait()
+		if s, n := p.Stats(), failed.Load(); n > min(int64(s.ConnectFailures), places/4) { // who has failed there does not go there again
+			t.Errorf("%d of %d have waited for nothing: %+v", n, places, s)
+		}
+	})
+}
+
+// One who has failed at a node that is well again does not keep others from it.
+func TestWhoCannotUseAPlaceLeavesItToOthers(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		leak.Check(t)
+		const backoff = 300 * time.Millisecond
+		b := newBackend(t)
+		b.kill()
+		backs := cluster(t, holdfast.Config{Picker: holdfast.Ordered(), Backoff: holdfast.Backoff{Base: backoff, Max: backoff, Jitter: -1}}, b.addr, serveEach(t, echo))
+		p, addr := start(t, proxy.Config{Cluster: backs, Backends: proxy.Backends{Max: 1, QueueTime: -1}}, front)
+		if err := ask(dial(t, addr), "x"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(backoff + backoff/3)
+		unlucky := dial(t, addr)
+		defer unlucky.Close()
+		eventually(t, "it waits", func() bool { s := p.Stats(); return s.Queued == 1 && s.ConnectFailures == 2 })
+		b.rise()
+		if err := ask(dial(t, addr), "y"); err != nil {
+			t.Errorf("another: %v, %+v", err, p.Stats())
+		}
+	})
+}
+
+// More places are for those who wait, too, and they are not in the way of others.
+func TestAQueueHeedsAnUpdate(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		leak.Check(t)
+		cfg := proxy.Config{Cluster: cluster(t, holdfast.Config{}, serveEach(t, echo)), Backends: proxy.Backends{Max: 1, QueueTime: -1}}
+		p, addr := start(t, cfg, front)
+		if err := ask(dial(t, addr), "x"); err != nil {
+			t.Fatal(err)
+		}
+		second := dial(t, addr)
+		eventually(t, "it waits", func() bool { return p.Stats().Queued == 1 })
+		cfg.Backends.Max = 4
+		if err := p.Update(cfg); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []*net.TCPConn{dial(t, addr), second} {
+			c.SetDeadline(time.Now().Add(patience))
+			if err := ask(c, "y"); err != nil {
+				t.Errorf("%v, %+v", err, p.Stats())
+			}
+		}
+	})
+}
+
+// A node may fail while it is asked whether there is another: the race detector says
+// whether both look at the same.
+func TestAFailureAtTheHeadStartIsNoRace(t *testing.T) {
+	leak.Check(t)
+	var turns atomic.Int64
+	fails := func(context.Context, string, string) (net.Conn, error) {
+		time.Sleep(1100 * time.Millisecond) // a little more than the head start
+		return nil, errors.New("no")
+	}
+	picker := func(nodes []*holdfast.Node) func(uint64, []*holdfast.Node) *holdfast.Node {
+		return func(_ uint64, tried []*holdfast.Node) *holdfast.Node {
+			if turns.Add(1) == 2 {
+				time.Sleep(300 * time.Millisecond)
+			}
+			for _, n := range nodes {
+				if !slices.Contains(tried, n) {
+					return n
+				}
+			}
+			return nil
+		}
+	}
+	c := cluster(t, holdfast.Config{Dial: fails, Picker: picker}, "10.0.0.1:1", "10.0.0.2:1")
+	_, addr := start(t, proxy.Config{Cluster: c}, paths["goroutines"])
+	isCut(t, dial(t, addr))
+}
+
+// A backend that goes down while the proxy drains is severed as ever.
+func TestADrainDoesNotKeepWhatIsSevered(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		leak.Check(t)
+		b := newBackend(t)
+		backs := cluster(t, holdfast.Config{Probe: func(context.Context, net.Conn) error { return nil },
+			Check: holdfast.Check{Interval: 20 * time.Millisecond, Fall: 1, Rise: 1}, Outlier: holdfast.Outlier{PanicPercent: -1}}, b.addr)
+		p, addr := start(t, proxy.Config{Cluster: backs, Backends: proxy.Backends{Down: proxy.Sever}}, front)
+		c := dial(t, addr)
+		if err := ask(c, "x"); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		down := make(chan struct{})
+		go func() { p.Shutdown(ctx); close(down) }()
+		time.Sleep(50 * time.Millisecond)
+		b.mu.Lock()
+		b.ln.Close()
+		b.ln = nil
+		b.mu.Unlock()
+		c.SetDeadline(time.Now().Add(patience))
+		if got := readAll(c); got != "0 bytes, reset" {
+			t.Error(got)
+		}
+		cancel()
+		<-down
+	})
+}
+
+// At the limit who waits is let in as soon as there is room.
+func TestRoomIsTakenAtOnce(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		leak.Check(t)
+		_, addr := start(t, proxy.Config{
+			Cluster: cluster(t, holdfast.Config{}, serveEach(t, echo)), Limits: serve.Limits{MaxConns: 2, Over: serve.Wait},
+		}, front)
+		var wg sync.WaitGroup
+		begin := time.Now()
+		for range 8 {
+			wg.Go(func() {
+				for range 50 {
+					c, err := net.Dial("tcp", addr)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					c.SetDeadline(time.Now().Add(2 * patience))
+					if err := ask(c, "x"); err != nil {
+						t.Error(err)
+					}
+					c.Close()
+				}
+			})
+		}
+		wg.Wait()
+		if d := time.Since(begin); d > 4*time.Second { // by a look every 100 ms it would be 13
+			t.Errorf("400 connections by twos took %v", d)
+		}
+	})
+}
+
+// Close does not wait for who does not read, as the end of a connection does.
+func TestCloseDoesNotLinger(t *testing.T) {
+	leak.Check(t)
+	gone := make(chan struct{})
+	backs := cluster(t, holdfast.Config{Dial: (&net.Dialer{}).DialContext}, serveEach(t, func(c *net.TCPConn) {
+		c.Write(payload[:200*kib])
+		settle(c)
+		time.Sleep(100 * time.Millisecond)
+		reset(c)
+		close(gone)
+	}))
+	p, addr := start(t, proxy.Config{Cluster: backs, Timeouts: proxy.Timeouts{Linger: -1}}, paths["loops"])
+	dial(t, addr).SetReadBuffer(4 * kib)
+	<-gone
+	time.Sleep(100 * time.Millisecond)
+	if s := p.Stats(); s.Open != 1 {
+		t.Fatalf("nothing lingers: %+v", s)
+	}
+	closed := make(chan struct{})
+	go func() { p.Close(); close(closed) }()
+	select {
+	case <-closed:
+	case <-time.After(patience):
+		t.Fatal("Close waits")
+	}
+}
+
+// Fault 70: a panic in a function of the user's ends its connection only.
+func TestAPanicOfTheUsersEndsItsConnectionOnly(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		leak.Check(t)
+		const good, badKey, badPolicy = 0, 1, 2
+		var what atomic.Uint64
+		picker := func(nodes []*holdfast.Node) func(uint64, []*holdfast.Node) *holdfast.Node {
+			return func(key uint64, _ []*holdfast.Node) *holdfast.Node {
+				if key == badPolicy {
+					panic("no such key")
+				}
+				return nodes[0]
+			}
+		}
+		key := func(proxy.Client) uint64 {
+			if what.Load() == badKey {
+				panic("no such client")
+			}
+			return what.Load()
+		}
+		p, addr := start(t, proxy.Config{Cluster: cluster(t, holdfast.Config{Picker: picker}, serveEach(t, echo)), Key: key}, front)
+		for _, bad := range []uint64{badKey, badPolicy} {
+			what.Store(bad)
+			c, err := net.Dial("tcp", addr)
+			if err != nil { // it was reset before it was handed out
+				continue
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(patience))
+			if got := readAll(c); got != "0 bytes, end" && got != "0 bytes, reset" {
+				t.Error(got)
+			}
+		}
+		what.Store(good)
+		if err := ask(dial(t, addr), "x"); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "the others have left", func() bool { return p.Stats().Open == 1 })
+	})
 }

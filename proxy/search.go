@@ -59,8 +59,11 @@ func (s *search) more(n *holdfast.Node) bool {
 	return true
 }
 
-// again forgets what was full: a place is free.
-func (s *search) again() { s.tried = append(s.tried[:0], s.down...) }
+// again forgets what was full: a place is free, or a node may have more of them.
+func (s *search) again(max int) {
+	s.tried = append(s.tried[:0], s.down...)
+	s.max = max
+}
 
 // headStart is how long a connect may take while there is another node to try: a lost
 // SYN is sent again after a second (RFC 6298).

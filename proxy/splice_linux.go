@@ -107,8 +107,11 @@ func (l *loop) splice(s *slot, from side) bool {
 	n, e := sysSplice(s.fd[from], p.w, pipeSize)
 	switch {
 	case e == unix.EAGAIN:
-		s.ready[from] &^= canRead
 		l.demote(s, from)
+		if s.ready[from]&ending != 0 {
+			return true // a read knows better
+		}
+		s.ready[from] &^= canRead
 		return false
 	case e == unix.EINTR:
 		return true

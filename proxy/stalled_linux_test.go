@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/holdfast-net/holdfast"
+	"github.com/holdfast-net/holdfast/internal/leak"
 	"github.com/holdfast-net/holdfast/proxy"
 	"github.com/holdfast-net/holdfast/serve"
 	"golang.org/x/sys/unix"
@@ -104,5 +105,28 @@ func TestStalledReaders(t *testing.T) {
 			c.Close()
 		}
 		eventually(t, "all have gone", func() bool { return bad.Stats().Open == 0 })
+	})
+}
+
+// Of who does not read the kernel keeps little: not the megabytes that a socket may grow to,
+// of which a slow reader would have to take so many, before it seems to take anything, that
+// it is given up.
+func TestWhoDoesNotReadIsSentLittle(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		leak.Check(t)
+		release := make(chan struct{})
+		p, addr := start(t, proxy.Config{Cluster: cluster(t, holdfast.Config{}, serveEach(t, func(c *net.TCPConn) {
+			c.SetWriteDeadline(time.Now().Add(time.Second))
+			c.Write(payload)
+			<-release
+		}))}, front)
+		defer close(release)
+		c := dial(t, addr)
+		c.SetWriteDeadline(time.Now().Add(time.Second))
+		c.Write(payload)
+		s := p.Stats()
+		if s.FromClients == 0 || s.FromClients > mib || s.FromBackends == 0 || s.FromBackends > mib {
+			t.Errorf("%d bytes were sent to the backend, %d to the client", s.FromClients, s.FromBackends)
+		}
 	})
 }
