@@ -59,6 +59,7 @@ type slot struct {
 	stays      bool // the successor could not take it
 	again      bool // it is in the loop's list
 	tuned      bool // rare socket options are set
+	bounded    [2]bool
 
 	// In the wheel.
 	due           time.Duration // 0 is not in it
