@@ -29,7 +29,7 @@ func TestKilledWhileConnectionsMove(t *testing.T) {
 				all[i].ask("PING")
 			}
 			l := drive(t, 2, "tcp", addr)
-			for range times(3, 30) {
+			for i := range times(3, 30) {
 				old := s.worker()
 				r := s.mustRestart()
 				victim := r.PID
@@ -48,6 +48,7 @@ func TestKilledWhileConnectionsMove(t *testing.T) {
 				}
 				all = kept
 				s.until("somebody serves", func() bool { return s.worker() != 0 && s.worker() != victim })
+				rest(i)
 			}
 			l.losses(2 * int64(times(3, 30)))
 			for _, c := range all {

@@ -65,6 +65,14 @@ func times(short, long int) int {
 	return short
 }
 
+// rest lets crashes be forgotten after some, as a worker is trusted that serves for 10 s:
+// the pauses before the next would outgrow all patience.
+func rest(nth int) {
+	if nth%5 == 4 {
+		time.Sleep(15 * time.Second) // the last one may still be pausing
+	}
+}
+
 // settings and mode are those of testdata/server.
 type settings struct {
 	Admin, PIDFile              string

@@ -176,7 +176,7 @@ func TestCrashedWorkerIsRespawned(t *testing.T) {
 	t.Parallel()
 	addr := freeAddr(t)
 	s := newService(t, "tcp://"+addr).start()
-	for range times(3, 50) {
+	for i := range times(3, 50) {
 		l := drive(t, clients, "tcp", addr)
 		s.until("the load flows", func() bool { return l.ok.Load() > 50 })
 		old := s.worker()
@@ -185,6 +185,7 @@ func TestCrashedWorkerIsRespawned(t *testing.T) {
 		ok := l.ok.Load()
 		s.until("the load flows again", func() bool { return l.ok.Load() > ok+50 })
 		l.losses(clients)
+		rest(i)
 	}
 	status := s.status()
 	if status.Restarts != 0 || status.Crashed != times(3, 50) || time.Since(status.LastErrorAt) > time.Minute || !strings.Contains(status.LastError, "signal: killed") {
