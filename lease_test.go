@@ -176,6 +176,61 @@ func TestPickAddr(t *testing.T) {
 	})
 }
 
+// Who cannot wait for a backoff to end finds out whether the node is back, one at a time.
+func TestPickDown(t *testing.T) {
+	inWorld(t, 2, func(t *testing.T, w *world) {
+		c := w.cluster(holdfast.Config{Picker: holdfast.Ordered(), Backoff: holdfast.Backoff{Base: time.Second, Multiplier: 1000, Max: time.Hour, Jitter: -1}})
+		first := choose(t, c)
+		if _, ok := c.PickDown(nil); ok {
+			t.Error("a node was chosen that is not down")
+		}
+		down := func(addr string) {
+			lease, ok := c.PickAddr(addr)
+			if !ok {
+				t.Fatal("no such node")
+			}
+			lease.Dialed(0, refused())
+			lease.Done()
+		}
+		second := w.servers[1].addr
+		down(first.Addr())
+		time.Sleep(500 * time.Millisecond)
+		down(second)
+		if _, ok := c.PickDown(nil); ok {
+			t.Error("a node was chosen that was tried less than a backoff ago")
+		}
+		time.Sleep(500 * time.Millisecond) // now the first may be picked; it fails anew, for long
+		down(first.Addr())
+		time.Sleep(500 * time.Millisecond)
+		down(second)
+		time.Sleep(time.Minute)
+		if _, err := c.Pick(0, nil); err == nil {
+			t.Fatal("they should be down for a quarter of an hour")
+		}
+		one, ok := c.PickDown(nil)
+		if !ok || one.Node() != first {
+			t.Fatalf("%v, %v; the first was tried longest ago", one, ok)
+		}
+		other, ok := c.PickDown(nil)
+		if !ok || other.Node() == first {
+			t.Errorf("%v, %v; the first was chosen a moment ago", other, ok)
+		}
+		if _, ok := c.PickDown(nil); ok {
+			t.Error("a third was chosen of two")
+		}
+		if _, ok := c.PickDown([]*holdfast.Node{first, other.Node()}); ok {
+			t.Error("one was chosen that was tried")
+		}
+		one.Dialed(time.Millisecond, nil)
+		synctest.Wait()
+		if n := choose(t, c); n != first {
+			t.Errorf("%v; the first is back", n)
+		}
+		one.Done()
+		other.Done()
+	})
+}
+
 // Connections that are there belong to a node that is drained, too.
 func TestPickAddrOfADrainedNode(t *testing.T) {
 	c, err := holdfast.New(holdfast.Static("tcp://10.0.0.1:1?weight=-1", "tcp://10.0.0.2:1"), holdfast.Config{})

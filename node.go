@@ -61,6 +61,7 @@ type Node struct {
 	lastErr  *Error             // of the last failed connect or exchange
 	failures int                // connects failed since one was stable: the backoff's exponent
 	failedAt time.Duration      // clock() of the last failed connect; 0 when none
+	triedAt  time.Duration      // the same, or when PickDown last chose it
 	retryAt  time.Duration      // clock() before which no connect is tried; 0 when none
 	refill   []time.Duration    // clock() of the background connects that replace broken connections
 	ejected  bool               // by its failures; check.down is by its checks
@@ -193,7 +194,8 @@ func (n *Node) connectedLocked() {
 func (n *Node) connectFailedLocked(err *Error) {
 	n.lastErr = err
 	n.failedAt = clock()
-	n.retryAt = clock() + n.c.cfg.Backoff.delay(n.failures)
+	n.triedAt = n.failedAt
+	n.retryAt = n.failedAt + n.c.cfg.Backoff.delay(n.failures)
 	n.failures++
 	n.changedLocked("connect failed", err)
 	n.c.outdatedInPanicLocked()

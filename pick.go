@@ -31,6 +31,32 @@ func (c *Cluster) Pick(key uint64, tried []*Node) (Lease, error) {
 	return Lease{}, c.noNode(tried)
 }
 
+// PickDown chooses a node that only waits for its backoff to end, for who can neither wait
+// nor go elsewhere when Pick has nothing: the one that was tried longest ago, if that is
+// Backoff.Base or more. It counts as tried with that, so that one caller finds out for all
+// whether it is back, be its backoff as long as it may; the others learn of it by Pick. ok
+// is false if there is none.
+func (c *Cluster) PickDown(tried []*Node) (l Lease, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closedLocked() != nil {
+		return Lease{}, false
+	}
+	now := clock()
+	var oldest *Node
+	for _, n := range c.nodes {
+		if n.deriveLocked() == StateBackoff && !slices.Contains(tried, n) && (oldest == nil || n.triedAt < oldest.triedAt) {
+			oldest = n
+		}
+	}
+	if oldest == nil || now-oldest.triedAt < c.cfg.Backoff.Base {
+		return Lease{}, false
+	}
+	oldest.triedAt = now
+	oldest.inflight.Add(1)
+	return Lease{oldest}, true
+}
+
 // PickAddr is Pick of the node that is dialed at addr, whatever its health: for
 // connections that are there already, such as those a predecessor handed over. networks
 // are those of the nodes that are meant, as several may have one address; none is all.

@@ -180,13 +180,15 @@ func load(addr string, clients int, pause time.Duration, stop <-chan struct{}) (
 // It must show 4: one of three backends is killed each second. Who fails is who was being
 // served there.
 func TestBackendsAreKilled(t *testing.T) {
-	kills := 3
+	kills := 5
 	if soak {
 		kills = 20
 	}
 	for name, check := range map[string]holdfast.Check{"checks": {Interval: 200 * time.Millisecond}, "no checks": {}} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+				t.Parallel()
 				backs := []*backendAt{newBackend(t), newBackend(t), newBackend(t)}
 				p, addr := start(t, proxy.Config{Cluster: cluster(t, holdfast.Config{Check: check},
 					backs[0].addr, backs[1].addr, backs[2].addr)}, front)
@@ -195,9 +197,9 @@ func TestBackendsAreKilled(t *testing.T) {
 				served := 0
 				for i := range kills {
 					b := backs[i%3]
-					time.Sleep(250 * time.Millisecond)
+					time.Sleep(700 * time.Millisecond)
 					served += b.kill()
-					time.Sleep(150 * time.Millisecond)
+					time.Sleep(300 * time.Millisecond)
 					b.rise()
 				}
 				close(stop)

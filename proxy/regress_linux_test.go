@@ -541,3 +541,34 @@ func TestAPanicOfTheUsersEndsItsConnectionOnly(t *testing.T) {
 		eventually(t, "the others have left", func() bool { return p.Stats().Open == 1 })
 	})
 }
+
+// That all backends wait out their backoffs, which may be long, does not shut out clients
+// when one is back.
+func TestABackendIsUsedBeforeItsBackoffIsOver(t *testing.T) {
+	onBothPaths(t, func(t *testing.T, front func(net.Listener) net.Listener) {
+		a, b := newBackend(t), newBackend(t)
+		p, addr := start(t, proxy.Config{Cluster: cluster(t, holdfast.Config{
+			Picker:  holdfast.Ordered(),
+			Backoff: holdfast.Backoff{Base: 20 * time.Millisecond, Multiplier: 10_000, Max: time.Hour, Jitter: -1},
+		}, a.addr, b.addr)}, front)
+		a.kill()
+		eventually(t, "the first has a long backoff", func() bool {
+			if err := ask(dial(t, addr), "x"); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+			return p.Stats().ConnectFailures == 2
+		})
+		a.rise()
+		b.kill()
+		eventually(t, "the first is used again", func() bool {
+			c, err := net.Dial("tcp", addr)
+			if err != nil {
+				return false // it was reset already
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(patience))
+			return ask(c, "x") == nil
+		})
+	})
+}

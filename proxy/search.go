@@ -9,7 +9,8 @@ import (
 
 // search looks for a backend for one connection: every usable node once, in the order
 // of the Cluster's policy. A node that failed is in backoff at once, so an outage is not
-// multiplied by those who suffer it, and no budget is needed.
+// multiplied by those who suffer it, and no budget is needed. When all are in backoff now
+// and then a connection finds out for all whether that is still so: none can wait for it.
 type search struct {
 	cluster *holdfast.Cluster
 	key     uint64
@@ -25,11 +26,14 @@ var errFull = errors.New("proxy: every backend is full")
 func (s *search) next() (holdfast.Lease, error) {
 	for {
 		lease, err := s.cluster.Pick(s.key, s.tried)
+		if err != nil && len(s.tried) > len(s.down) {
+			return lease, errFull
+		}
 		if err != nil {
-			if len(s.tried) > len(s.down) {
-				err = errFull
+			var ok bool
+			if lease, ok = s.cluster.PickDown(s.tried); !ok {
+				return lease, err
 			}
-			return lease, err
 		}
 		stream := lease.Node().Endpoint().Network != "udp"
 		if stream && (s.max <= 0 || lease.Node().InFlight() <= s.max) {

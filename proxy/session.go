@@ -237,7 +237,10 @@ func (h *hub) pick(s *session, key uint64, tried *[]*holdfast.Node) (holdfast.Le
 	for {
 		lease, err := h.set.Cluster.Pick(key, *tried)
 		if err != nil {
-			return lease, nil, err
+			var ok bool
+			if lease, ok = h.set.Cluster.PickDown(*tried); !ok {
+				return lease, nil, err
+			}
 		}
 		n := lease.Node()
 		if n.Endpoint().Network == "udp" && h.hasRoom(n, s) {
