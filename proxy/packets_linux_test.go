@@ -349,3 +349,29 @@ func TestPacketsOneWay(t *testing.T) {
 		}
 	})
 }
+
+// That all nodes wait out their backoffs, which may be long, does not shut out clients
+// when one is back.
+func TestANodeIsUsedBeforeItsBackoffIsOver(t *testing.T) {
+	eachPacketWay(t, func(t *testing.T, w *packetWorld) {
+		a, b := newNode(t, "a", "127.0.0.1:0"), newNode(t, "b", "127.0.0.1:0")
+		cfg := holdfast.Config{
+			Picker:  holdfast.Ordered(),
+			Backoff: holdfast.Backoff{Base: 20 * time.Millisecond, Multiplier: 10_000, Max: time.Hour, Jitter: -1},
+		}
+		if w.goroutines {
+			cfg.Dial = (&net.Dialer{}).DialContext
+		}
+		c := w.clusterOf(cfg, a.url(), b.url())
+		w.start(proxy.PacketConfig{Cluster: c})
+		first := a.pc.LocalAddr().String()
+		a.pc.Close()
+		eventually(t, "the first has a long backoff", func() bool {
+			w.dial().ask("x", 50*time.Millisecond)
+			return w.proxy.Stats().Refused >= 2
+		})
+		newNode(t, "a", first)
+		b.pc.Close()
+		eventually(t, "the first is used again", func() bool { return w.dial().ask("x", 50*time.Millisecond) == "a:x" })
+	})
+}
