@@ -145,12 +145,11 @@ func (l *loop) awaitConnect(s *slot) {
 
 // late is called when a connect has had its head start, or its time.
 func (l *loop) late(s *slot) {
-	more := false
-	over := s.whole != 0 && l.now >= s.whole
-	if !over {
-		l.p.guarded(func() { more = s.search.more(s.lease.Node()) })
+	giveUp := s.whole != 0 && l.now >= s.whole
+	if !giveUp {
+		l.p.guarded(func() { giveUp = s.search.more(s.lease.Node()) })
 	}
-	if !over && !more {
+	if !giveUp {
 		s.limit = s.whole // there is nobody else
 		l.schedule(s)
 		return

@@ -253,15 +253,7 @@ func TestPacketsOfChangingNodes(t *testing.T) {
 	eachPacketWay(t, func(t *testing.T, w *packetWorld) {
 		a, b := newNode(t, "a", "127.0.0.1:0"), newNode(t, "b", "127.0.0.1:0")
 		nodes := &changing{make(chan []string)}
-		cfg := holdfast.Config{}
-		if w.goroutines {
-			cfg.Dial = (&net.Dialer{}).DialContext
-		}
-		c, err := holdfast.New(nodes, cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
+		c := w.clusterFrom(holdfast.Config{}, nodes)
 		c.Pick(0, nil)
 		w.start(proxy.PacketConfig{Cluster: c})
 		client := w.dial()
@@ -290,15 +282,7 @@ func TestPacketsOfADeadNode(t *testing.T) {
 	eachPacketWay(t, func(t *testing.T, w *packetWorld) {
 		a, b := newNode(t, "a", "127.0.0.1:0"), newNode(t, "b", "127.0.0.1:0")
 		nodes := &changing{make(chan []string)}
-		cfg := holdfast.Config{}
-		if w.goroutines {
-			cfg.Dial = (&net.Dialer{}).DialContext
-		}
-		c, err := holdfast.New(nodes, cfg)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
+		c := w.clusterFrom(holdfast.Config{}, nodes)
 		c.Pick(0, nil)
 		nodes.updates <- []string{a.url()}
 		w.start(proxy.PacketConfig{Cluster: c})

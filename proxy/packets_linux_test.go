@@ -142,10 +142,14 @@ func (w *packetWorld) startAt(addr string, cfg proxy.PacketConfig, nodes ...*nod
 }
 
 func (w *packetWorld) clusterOf(cfg holdfast.Config, urls ...string) *holdfast.Cluster {
+	return w.clusterFrom(cfg, holdfast.Static(urls...))
+}
+
+func (w *packetWorld) clusterFrom(cfg holdfast.Config, nodes holdfast.Resolver) *holdfast.Cluster {
 	if w.goroutines && cfg.Dial == nil {
 		cfg.Dial = (&net.Dialer{}).DialContext
 	}
-	c, err := holdfast.New(holdfast.Static(urls...), cfg)
+	c, err := holdfast.New(nodes, cfg)
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -355,14 +359,10 @@ func TestPacketsOneWay(t *testing.T) {
 func TestANodeIsUsedBeforeItsBackoffIsOver(t *testing.T) {
 	eachPacketWay(t, func(t *testing.T, w *packetWorld) {
 		a, b := newNode(t, "a", "127.0.0.1:0"), newNode(t, "b", "127.0.0.1:0")
-		cfg := holdfast.Config{
+		c := w.clusterOf(holdfast.Config{
 			Picker:  holdfast.Ordered(),
 			Backoff: holdfast.Backoff{Base: 20 * time.Millisecond, Multiplier: 10_000, Max: time.Hour, Jitter: -1},
-		}
-		if w.goroutines {
-			cfg.Dial = (&net.Dialer{}).DialContext
-		}
-		c := w.clusterOf(cfg, a.url(), b.url())
+		}, a.url(), b.url())
 		w.start(proxy.PacketConfig{Cluster: c})
 		first := a.pc.LocalAddr().String()
 		a.pc.Close()
